@@ -1,0 +1,59 @@
+"""The default: a small CNN on scikit-learn's digits, 1,437 real 8x8 images to train and 360 to test.
+
+Source: ours. Hardware: 2 CPU cores.
+
+    ./launch/train -n 2
+    mpirun -n 2 python -m jaxdp.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.batch_size = 64
+    config.epochs = 30.0
+    config.eval_every_epochs = 5.0
+    config.log_every_steps = 20
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = "digits"
+    config.data.dir = config_dict.placeholder(str)
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.data.exchange_steps = 16
+    config.data.prefetch = 2
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "cnn"
+    config.model.width = 32
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.trust_coefficient = 0.001
+
+    config.schedule = ml_collections.ConfigDict()
+    config.schedule.base_rate = 0.05
+    config.schedule.base_batch_size = 64
+    config.schedule.warmup_epochs = 2.0
+    config.schedule.warmup_init_rate = 0.01
+    config.schedule.decay = "cosine"
+    config.schedule.power = 2.0
+    config.schedule.end_rate = 0.0
+
+    config.allreduce = ml_collections.ConfigDict()
+    config.allreduce.engine = "mpi4jax"
+    config.allreduce.algorithm = "multicolor"
+    config.allreduce.colors = config_dict.placeholder(int)
+    config.allreduce.arity = config_dict.placeholder(int)
+    config.allreduce.bucket_bytes = 25_000_000
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_epochs = 5.0
+    config.checkpoint.keep = 3
+    return config

@@ -1,0 +1,161 @@
+"""Saves of the state and of the position in the data, with Orbax: by rank 0 alone, in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+
+from jaxdp.state import TrainState, fingerprint
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands in its data.
+
+    Attributes:
+      step: steps done.
+      seed: of the order.
+      num_examples: in the training split.
+      batch_size: the global batch; `step * batch_size` examples have been seen.
+    """
+
+    step: int
+    seed: int
+    num_examples: int
+    batch_size: int
+
+
+class Checkpoints:
+    """The saves of one run, in a folder of their own; used by rank 0 only.
+
+    A save is visible once it is whole: a job that is killed while it saves leaves the save before as the latest.
+
+    Args:
+      folder: made if it is not there.
+      keep: how many of the last saves stay; None to read only, which leaves a job that saves there alone.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, keep: int | None = None):
+        from orbax.checkpoint import v1 as ocp
+
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._saves = ocp.training.Checkpointer(
+            self.folder,
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            # What a killed job left half-written is nobody's any more.
+            cleanup_tmp_directories=keep is not None,
+        )
+        self._pending: Any = None
+
+    def save(self, state: TrainState, position: Position) -> None:
+        """Copies the state and writes it in the background.
+
+        Raises:
+          OSError: this save, or the one before, failed.
+        """
+        self.wait()
+        document = {
+            "position": dataclasses.asdict(position) | {"fingerprint": fingerprint(state)},
+            "state": flax.serialization.to_state_dict(state),
+        }
+        with self._failing_as_oserror():
+            self._pending = self._saves.save_checkpointables_async(position.step, document, force=True)
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          OSError: it failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._failing_as_oserror():
+                pending.result()
+
+    def latest_step(self) -> int | None:
+        """The step of the latest whole save, None if there is none."""
+        latest = self._saves.latest
+        return None if latest is None else latest.step
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
+        """Reads a save.
+
+        Args:
+          step: of the save.
+          like: a state with the structure, shapes and dtypes that it must have.
+
+        Returns:
+          The state, as host arrays, and the position in the data.
+
+        Raises:
+          ValueError: the save is damaged, or of another model or optimizer.
+        """
+        where = self.folder / str(step)
+        wanted = flax.serialization.to_state_dict(like)
+        hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), wanted)
+        try:
+            stored = self._saves.checkpointables_metadata(step).metadata["state"]
+            # Orbax casts and reshapes without a word.
+            _require_same(_shapes(stored), _shapes(wanted), where)
+            document = self._saves.load_checkpointables(step, {"state": hollow, "position": None})
+            noted = dict(document["position"])
+            expected = noted.pop("fingerprint")
+            state = flax.serialization.from_state_dict(like, document["state"])
+        except _OtherStateError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise whatever they like on a damaged file.
+            raise ValueError(
+                f"the checkpoint {where} cannot be read: {error.__cause__ or error}: remove it to go on from the "
+                "one before"
+            ) from error
+        if fingerprint(state) != expected:
+            raise ValueError(
+                f"the checkpoint {where} is damaged: its contents do not have the hash that was saved with them: "
+                "remove it to go on from the one before"
+            )
+        return state, Position(**noted)
+
+    def close(self) -> None:
+        """Waits for the save under way and lets go of the folder."""
+        self.wait()
+        self._saves.close()
+
+    @contextlib.contextmanager
+    def _failing_as_oserror(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise OSError(f"saving to {self.folder} failed: {error.__cause__ or error}") from error
+
+
+class _OtherStateError(ValueError):
+    pass
+
+
+def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+        for path, leaf in leaves
+    }
+
+
+def _require_same(stored: dict, wanted: dict, where: pathlib.Path) -> None:
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            there, here = (
+                f"{'x'.join(map(str, entry[0])) or 'scalar'} {entry[1]}" if entry else "missing"
+                for entry in (stored.get(name), wanted.get(name))
+            )
+            raise _OtherStateError(
+                f"the checkpoint {where} is of another model or optimizer: {name} is {there} there, and {here} in this "
+                "run: choose another --workdir"
+            )

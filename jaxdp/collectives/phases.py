@@ -1,0 +1,56 @@
+"""Rounds to phases, in each of which a rank sends to at most one peer and receives from at most one."""
+
+import collections
+import itertools
+from collections.abc import Sequence
+
+from jaxdp.collectives.schedule import Move
+
+
+def phases(moves: Sequence[Move]) -> list[list[int]]:
+    """Cuts a round into as few phases as can be: as many as the busiest rank sends or receives.
+
+    A proper edge colouring of the bipartite multigraph of senders and receivers with as many colours as its
+    largest degree (Koenig 1916), by alternating paths. If every rank takes the phases in this order, and does
+    its one send and its one receive of a phase together, no circle of ranks that wait can arise.
+
+    Args:
+      moves: one round.
+
+    Returns:
+      The phases, as indices of moves; every move stands in exactly one of them.
+    """
+    # A vertex is a rank as sender or as receiver; at each, which move has which phase.
+    at: dict[tuple[str, int], dict[int, int]] = collections.defaultdict(dict)
+    ends = [(("send", move.src), ("receive", move.dst)) for move in moves]
+    phase_of: list[int] = []
+    for index, (sender, receiver) in enumerate(ends):
+        phase, other = _first_free(at[sender]), _first_free(at[receiver])
+        if phase in at[receiver]:
+            # Exchange `phase` and `other` along the path from the receiver, which frees `phase` there. The
+            # path comes to senders by `phase` only, which this sender has free: it never ends here.
+            path = []
+            vertex, wanted = receiver, phase
+            while wanted in at[vertex]:
+                step = at[vertex][wanted]
+                path.append(step)
+                vertex = ends[step][1] if ends[step][0] == vertex else ends[step][0]
+                wanted = phase + other - wanted
+            for vertex in {vertex for step in path for vertex in ends[step]}:
+                at[vertex] = {_swapped(key, phase, other): step for key, step in at[vertex].items()}
+            for step in path:
+                phase_of[step] = phase + other - phase_of[step]
+        phase_of.append(phase)
+        at[sender][phase] = at[receiver][phase] = index
+    return [
+        [index for index, phase in enumerate(phase_of) if phase == wanted]
+        for wanted in range(max(phase_of, default=-1) + 1)
+    ]
+
+
+def _first_free(taken: dict[int, int]) -> int:
+    return next(phase for phase in itertools.count() if phase not in taken)
+
+
+def _swapped(value: int, one: int, other: int) -> int:
+    return one + other - value if value in (one, other) else value

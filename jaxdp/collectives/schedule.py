@@ -1,0 +1,111 @@
+"""An allreduce as data: rounds of moves between ranks, held in columns."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Move(NamedTuple):
+    """One chunk from one rank to another: added to what is there, or put in its place."""
+
+    src: int
+    dst: int
+    chunk: int
+    reduce: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """Who sends which chunk to whom, round after round.
+
+    All moves of a round send the values from before that round. Several moves into one (rank, chunk) in
+    a round apply in their order here, whatever the order in which messages arrive: an executor that keeps
+    this gives the same bits as every other one.
+
+    Attributes:
+      num_ranks: number of ranks, 1 or more.
+      num_chunks: number of chunks the payload is cut into, 1 or more.
+      round_starts: int64 [num_rounds + 1], where each round begins in the columns; the last is their length.
+      src, dst, chunk: int32 [num_moves].
+      reduce: bool [num_moves], True to add to the destination's chunk, False to overwrite it.
+
+    Raises:
+      ValueError: a move that names a rank or a chunk that is not there, or sends to its own rank.
+    """
+
+    num_ranks: int
+    num_chunks: int
+    round_starts: np.ndarray
+    src: np.ndarray
+    dst: np.ndarray
+    chunk: np.ndarray
+    reduce: np.ndarray
+
+    def __post_init__(self):
+        if self.num_ranks < 1 or self.num_chunks < 1:
+            raise ValueError(
+                f"a schedule needs at least 1 rank and 1 chunk, not {self.num_ranks} and {self.num_chunks}"
+            )
+        for name, column, bound in [
+            ("src", self.src, self.num_ranks),
+            ("dst", self.dst, self.num_ranks),
+            ("chunk", self.chunk, self.num_chunks),
+        ]:
+            outside = column[(column < 0) | (column >= bound)]
+            if outside.size:
+                raise ValueError(f"every {name} of a move lies in 0..{bound - 1}: one is {outside[0]}")
+        to_itself = self.src[self.src == self.dst]
+        if to_itself.size:
+            raise ValueError(f"a move goes to another rank: rank {to_itself[0]} sends to itself")
+        for column in (self.round_starts, self.src, self.dst, self.chunk, self.reduce):
+            column.flags.writeable = False
+
+    @classmethod
+    def from_rounds(cls, num_ranks: int, num_chunks: int, rounds: Iterable[Sequence[Move]]) -> "Schedule":
+        """The schedule of these rounds, in this order."""
+        rounds = [list(moves) for moves in rounds]
+        moves = [move for in_round in rounds for move in in_round]
+        table = np.array(moves, dtype=np.int32).reshape(-1, 4).T
+        return cls(
+            num_ranks=num_ranks,
+            num_chunks=num_chunks,
+            round_starts=np.cumsum([0] + [len(in_round) for in_round in rounds]),
+            src=table[0].copy(),
+            dst=table[1].copy(),
+            chunk=table[2].copy(),
+            reduce=table[3].astype(bool),
+        )
+
+    @property
+    def num_rounds(self) -> int:
+        return len(self.round_starts) - 1
+
+    @property
+    def num_moves(self) -> int:
+        return len(self.src)
+
+    def round(self, index: int) -> list[Move]:
+        """The moves of one round, in order."""
+        part = slice(self.round_starts[index], self.round_starts[index + 1])
+        columns = (self.src[part], self.dst[part], self.chunk[part], self.reduce[part])
+        return [Move(*move) for move in zip(*(column.tolist() for column in columns), strict=True)]
+
+    def of_rank(self, rank: int) -> "Schedule":
+        """The same rounds with only the moves that this rank sends or receives."""
+        mine = (self.src == rank) | (self.dst == rank)
+        before = np.concatenate([[0], np.cumsum(mine)])
+        return dataclasses.replace(
+            self,
+            round_starts=before[self.round_starts],
+            src=self.src[mine],
+            dst=self.dst[mine],
+            chunk=self.chunk[mine],
+            reduce=self.reduce[mine],
+        )
+
+
+def chunk_bounds(num_elements: int, num_chunks: int) -> list[int]:
+    """Where each chunk of a flat payload begins, and where the last ends: sizes differ by one at most."""
+    return [index * num_elements // num_chunks for index in range(num_chunks + 1)]

@@ -1,0 +1,61 @@
+"""A symbolic simulator: proves that a schedule is an allreduce, with one order of additions for all ranks."""
+
+from jaxdp.collectives.schedule import Schedule
+
+
+def verify(schedule: Schedule) -> None:
+    """Proves that every rank ends with the sum of all contributions, each exactly once, added in one order.
+
+    Runs the schedule on expression trees, one for each (rank, chunk). Equal trees share one number, so that
+    comparing two costs nothing; with each tree goes the set of ranks whose contributions are its leaves.
+    A tree is `left + right` in that order: the proof is of equal bits, not only of equal sums.
+
+    Args:
+      schedule: the schedule to prove.
+
+    Raises:
+      ValueError: a contribution is missing or counted twice, or two ranks add in different orders; names
+        the first chunk and rank for which that is so.
+    """
+    trees: dict[tuple[int, int], int] = {}
+    leaves_of = [1 << rank for rank in range(schedule.num_ranks)]
+    twice_in = [0] * schedule.num_ranks
+
+    def add(left: int, right: int) -> int:
+        if (left, right) not in trees:
+            trees[left, right] = len(leaves_of)
+            leaves_of.append(leaves_of[left] | leaves_of[right])
+            twice_in.append(twice_in[left] | twice_in[right] | (leaves_of[left] & leaves_of[right]))
+        return trees[left, right]
+
+    held = [[rank] * schedule.num_chunks for rank in range(schedule.num_ranks)]
+    for index in range(schedule.num_rounds):
+        moves = schedule.round(index)
+        sent = [held[move.src][move.chunk] for move in moves]
+        for move, tree in zip(moves, sent, strict=True):
+            there = held[move.dst][move.chunk]
+            held[move.dst][move.chunk] = add(there, tree) if move.reduce else tree
+
+    everyone = (1 << schedule.num_ranks) - 1
+    for chunk in range(schedule.num_chunks):
+        for rank in range(schedule.num_ranks):
+            tree = held[rank][chunk]
+            if missing := everyone & ~leaves_of[tree]:
+                raise ValueError(
+                    f"an allreduce sums all ranks: rank {rank} ends chunk {chunk} without the contribution "
+                    f"of rank {_lowest(missing)}"
+                )
+            if twice_in[tree]:
+                raise ValueError(
+                    f"an allreduce counts each rank once: rank {rank} ends chunk {chunk} with the contribution "
+                    f"of rank {_lowest(twice_in[tree])} more than once"
+                )
+            if tree != held[0][chunk]:
+                raise ValueError(
+                    f"replicas stay equal only with one order of additions: ranks 0 and {rank} add chunk "
+                    f"{chunk} in different orders"
+                )
+
+
+def _lowest(ranks: int) -> int:
+    return (ranks & -ranks).bit_length() - 1

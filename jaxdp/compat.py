@@ -1,0 +1,81 @@
+"""Every private or version-fragile touch of the C library, JAX and mpi4jax."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import re
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import jax
+    from mpi4py import MPI
+
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_LARGEST_INT = 2**31 - 1
+
+
+def prepare_process(*, threads: int) -> None:
+    """Settings of the process that work only before JAX is imported: allocator and number of threads.
+
+    Freed buffers stay with the process: page faults on fresh ones make large transfers twice as slow.
+    XLA takes the size of its CPU thread pools from NPROC (its default is every core the process may use).
+    """
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+    os.environ["NPROC"] = str(threads)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+
+def use_compilation_cache(*, rank: int, size: int) -> None:
+    """Keeps compiled programs in the user's cache folder (JAXDP_CACHE_DIR, else ~/.cache/jaxdp).
+
+    The fused step holds this rank's own messages, so each rank has its programs to itself, and no two
+    ranks write one file. XLA compiles for the features of the CPU and for the number of threads, which its
+    own key leaves out: they are in the name of the folder.
+    """
+    import jax
+
+    cpu = re.findall("^(?:flags|Features).*", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    kind = hashlib.sha256(f"{cpu} {os.environ.get('NPROC')}".encode()).hexdigest()[:12]
+    home = os.environ.get("JAXDP_CACHE_DIR") or pathlib.Path.home() / ".cache" / "jaxdp"
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home, kind, f"{rank}-of-{size}")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def import_tfds() -> ModuleType:
+    """TensorFlow Datasets without TensorFlow, and without its progress bars and its advice on OpenCV."""
+    import absl.logging
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    return tfds
+
+
+def send(payload: jax.Array, *, dest: int, comm: MPI.Intracomm) -> None:
+    """mpi4jax's blocking send, in jit on one device."""
+    import mpi4jax
+
+    mpi4jax.send(payload, dest=dest, comm=comm)
+
+
+def recv(like: jax.Array, *, source: int, comm: MPI.Intracomm) -> jax.Array:
+    """mpi4jax's blocking receive of an array like this one, in jit on one device."""
+    import mpi4jax
+
+    return mpi4jax.recv(like, source=source, comm=comm)
+
+
+def sendrecv(payload: jax.Array, like: jax.Array, *, source: int, dest: int, comm: MPI.Intracomm) -> jax.Array:
+    """mpi4jax's blocking exchange, in jit on one device: sends the payload, receives an array like `like`."""
+    import mpi4jax
+
+    return mpi4jax.sendrecv(payload, like, source=source, dest=dest, comm=comm)

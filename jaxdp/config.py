@@ -1,0 +1,281 @@
+"""What a config may say: its settings and their types, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from jaxdp.collectives.algorithms import ALGORITHMS
+from jaxdp.models import MODELS
+
+OPTIMIZERS = ("lars", "sgd")
+DECAYS = ("cosine", "polynomial")
+ENGINES = ("mpi4jax",)
+
+# A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
+MAY_CHANGE = (
+    "allreduce",
+    "checkpoint",
+    "data.dir",
+    "data.exchange_steps",
+    "data.prefetch",
+    "eval_every_epochs",
+    "log_every_steps",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data set and its way to the devices.
+
+    Attributes:
+      name: of a TFDS image classification set prepared as array_record, or "digits".
+      dir: the folder with the prepared sets; None for TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      mean, std: of the pixels in 0..1, one value or one a channel; images are normalised with them.
+      exchange_steps: steps whose rows cross between the ranks in one exchange.
+      prefetch: batches that are on the devices ahead of the step.
+    """
+
+    name: str
+    dir: str | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    exchange_steps: int
+    prefetch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: its name in the table of models; all further settings go to the model as they are."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule.
+
+    Attributes:
+      name: "lars" or "sgd".
+      momentum: of the velocity.
+      nesterov: Nesterov's form of it ("sgd" only).
+      weight_decay: of kernels, never of biases and normalisation.
+      trust_coefficient: eta of LARS ("lars" only).
+    """
+
+    name: str
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    trust_coefficient: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate.
+
+    Attributes:
+      base_rate: the peak rate at `base_batch_size`; it is scaled in proportion to the global batch.
+      base_batch_size: see there.
+      warmup_epochs: length of the linear warmup.
+      warmup_init_rate: where it starts.
+      decay: "cosine" or "polynomial", from the end of the warmup to the end of the run.
+      power: of the polynomial.
+      end_rate: where the decay ends.
+    """
+
+    base_rate: float
+    base_batch_size: int
+    warmup_epochs: float
+    warmup_init_rate: float
+    decay: str
+    power: float
+    end_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class AllreduceConfig:
+    """How gradients cross between ranks.
+
+    Attributes:
+      engine: "mpi4jax".
+      algorithm: a name in the table of algorithms.
+      colors, arity: of the multi-color trees; None to choose by the number of ranks.
+      bucket_bytes: the most that one allreduce sums, larger single arrays excepted.
+    """
+
+    engine: str
+    algorithm: str
+    colors: int | None
+    arity: int | None
+    bucket_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often the state is saved, and how many of the last saves are kept."""
+
+    every_epochs: float
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+      seed: of parameters and of the order of the data.
+      batch_size: the global batch, over all ranks.
+      epochs: length of the run.
+      eval_every_epochs: how often the test split is evaluated.
+      log_every_steps: how often a line of metrics is written.
+    """
+
+    seed: int
+    batch_size: int
+    epochs: float
+    eval_every_epochs: float
+    log_every_steps: int
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    allreduce: AllreduceConfig
+    checkpoint: CheckpointConfig
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
+        """The checked config of these nested settings.
+
+        Raises:
+          ValueError: a setting is missing, unknown, of the wrong type or out of range.
+        """
+        config = _build(cls, settings, "config")
+        _check(config)
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The nested settings that make this config again; JSON can hold them."""
+        settings = dataclasses.asdict(self)
+        settings["model"] |= settings["model"].pop("options")
+        return settings
+
+    def difference(self, other: Config) -> str | None:
+        """The first setting in which a run cannot go on from this config to the other, in words."""
+        here, there = (_flat(config.to_dict()) for config in (self, other))
+        for name in sorted(here.keys() | there.keys()):
+            if any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE):
+                continue
+            if here.get(name) != there.get(name):
+                return f"config.{name} is {here.get(name)!r} there and {there.get(name)!r} here"
+        return None
+
+
+def _build(cls: Any, settings: Any, path: str) -> Any:
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path} is a group of settings, not {settings!r}")
+    hints = typing.get_type_hints(cls)
+    given = dict(settings)
+    if "options" in hints:
+        given["options"] = {name: given.pop(name) for name in settings if name not in hints}
+    for name in given:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(hints)}"
+            raise ValueError(f"{path}.{name} is not a setting{hint}")
+    for name in hints:
+        if name not in given:
+            raise ValueError(f"{path}.{name} is missing: set it, or start from a config that has it")
+    return cls(**{name: _typed(hint, given[name], f"{path}.{name}") for name, hint in hints.items()})
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    """The value as the annotated type, if it is of it."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if typing.get_origin(hint) is types.UnionType:
+        inner = next(option for option in typing.get_args(hint) if option is not type(None))
+        return None if value is None else _typed(inner, value, path)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (tuple, list)):
+            return tuple(_typed(typing.get_args(hint)[0], item, path) for item in value)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif hint in (int, str, bool):
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+    else:
+        return dict(value)
+    raise ValueError(f"{path} must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
+
+
+def _check(config: Config) -> None:
+    for name, value, known in [
+        ("model.name", config.model.name, tuple(MODELS)),
+        ("optimizer.name", config.optimizer.name, OPTIMIZERS),
+        ("schedule.decay", config.schedule.decay, DECAYS),
+        ("allreduce.engine", config.allreduce.engine, ENGINES),
+        ("allreduce.algorithm", config.allreduce.algorithm, tuple(ALGORITHMS)),
+    ]:
+        if value not in known:
+            raise ValueError(f"config.{name} is {value!r}, known are {', '.join(known)}")
+    flat = _flat(dataclasses.asdict(config))
+    for name in [
+        "batch_size",
+        "epochs",
+        "eval_every_epochs",
+        "log_every_steps",
+        "data.exchange_steps",
+        "data.prefetch",
+        "schedule.base_rate",
+        "schedule.base_batch_size",
+        "schedule.power",
+        "optimizer.trust_coefficient",
+        "allreduce.colors",
+        "allreduce.arity",
+        "allreduce.bucket_bytes",
+        "checkpoint.every_epochs",
+        "checkpoint.keep",
+    ]:
+        if flat[name] is not None and not 0 < flat[name] < math.inf:
+            raise ValueError(f"config.{name} must be a number above 0, not {flat[name]}")
+    for name in [
+        "seed",
+        "schedule.warmup_epochs",
+        "schedule.warmup_init_rate",
+        "schedule.end_rate",
+        "optimizer.weight_decay",
+    ]:
+        if not 0 <= flat[name] < math.inf:
+            raise ValueError(f"config.{name} must be a number of 0 or more, not {flat[name]}")
+    if not 0 <= config.optimizer.momentum < 1:
+        raise ValueError(f"config.optimizer.momentum must be in 0..1, without 1, not {config.optimizer.momentum}")
+    if config.optimizer.nesterov and config.optimizer.name == "lars":
+        raise ValueError("LARS has no Nesterov form: set config.optimizer.nesterov to False")
+    if config.schedule.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"the warmup ends before the run: config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, "
+            f"config.epochs is {config.epochs:g}"
+        )
+    if not config.data.mean or len(config.data.mean) != len(config.data.std) or min(config.data.std) <= 0:
+        raise ValueError(
+            f"config.data.mean and std need as many values as one another, std above 0: they are {config.data.mean} "
+            f"and {config.data.std}"
+        )
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat

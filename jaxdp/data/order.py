@@ -1,0 +1,110 @@
+"""Who sees which example when: pure functions of the seed, the same for any number of ranks."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+def permutation(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The order of the examples in an epoch.
+
+    Sorts raw words of the Philox generator, whose stream NumPy guarantees not to change; that of
+    `Generator.permutation` it does not, and a run may go on under another NumPy.
+
+    Args:
+      num_examples: n.
+      seed: of the run, 0 or more.
+      epoch: 0 or more.
+
+    Returns:
+      int64 [n], each of 0..n-1 once.
+    """
+    words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_examples)
+    return np.argsort(words, kind="stable")
+
+
+def even_bounds(num_items: int, num_parts: int) -> np.ndarray:
+    """Cuts 0..num_items evenly: part i is bounds[i]..bounds[i + 1], and sizes differ by one at most.
+
+    Returns:
+      int64 [num_parts + 1].
+    """
+    return np.arange(num_parts + 1, dtype=np.int64) * num_items // num_parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The examples of every global batch: epochs follow one another without a gap, so every batch is full.
+
+    Attributes:
+      num_examples: in the split.
+      batch_size: the global batch.
+      seed: of the run.
+    """
+
+    num_examples: int
+    batch_size: int
+    seed: int
+
+    def examples(self, first_step: int, end_step: int) -> np.ndarray:
+        """The ids of the examples of steps first_step..end_step-1.
+
+        Returns:
+          int64 [end_step - first_step, batch_size].
+        """
+        positions = np.arange(first_step * self.batch_size, end_step * self.batch_size)
+        epochs, offsets = np.divmod(positions, self.num_examples)
+        ids = np.empty_like(positions)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            ids[here] = _cached_permutation(self.num_examples, self.seed, epoch)[offsets[here]]
+        return ids.reshape(-1, self.batch_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    order = permutation(num_examples, seed=seed, epoch=epoch)
+    order.flags.writeable = False
+    return order
+
+
+@dataclasses.dataclass(frozen=True)
+class Deal:
+    """How a global batch is dealt to all devices of all ranks, as evenly as can be, in order.
+
+    Attributes:
+      batch_size: the global batch.
+      num_ranks: of the world.
+      devices_per_rank: the same number on all ranks.
+    """
+
+    batch_size: int
+    num_ranks: int
+    devices_per_rank: int
+
+    @property
+    def padded(self) -> bool:
+        """Whether some device gets fewer examples than others."""
+        return self.batch_size % (self.num_ranks * self.devices_per_rank) != 0
+
+    @property
+    def per_device(self) -> int:
+        """Rows on each device, padding included."""
+        return -(-self.batch_size // (self.num_ranks * self.devices_per_rank))
+
+    @property
+    def rank_bounds(self) -> np.ndarray:
+        """int64 [num_ranks + 1]: rank r has the examples bounds[r]..bounds[r + 1] of the batch."""
+        return even_bounds(self.batch_size, self.num_ranks * self.devices_per_rank)[:: self.devices_per_rank]
+
+    def rows_of(self, rank: int) -> np.ndarray:
+        """Where in this rank's padded batch each of its examples goes: int64 [number of its examples]."""
+        bounds = even_bounds(self.batch_size, self.num_ranks * self.devices_per_rank)
+        first = rank * self.devices_per_rank
+        return np.concatenate(
+            [
+                np.arange(bounds[first + device + 1] - bounds[first + device]) + device * self.per_device
+                for device in range(self.devices_per_rank)
+            ]
+        )

@@ -1,0 +1,126 @@
+"""Where arrays live, and how the three parts of a step become programs: the engine `mpi4jax`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxdp.collectives.allreduce import Allreduce
+from jaxdp.collectives.buckets import Buckets
+from jaxdp.state import TrainState
+from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
+
+PyTree = Any
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+_AXIS = "device"
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalEngine:
+    """A mesh of this rank's own devices; between ranks, messages inside jit on one CPU device.
+
+    State is replicated over the mesh, batches are split over it.
+
+    Attributes:
+      mesh: the local devices, one axis.
+      host: the device on which buckets cross between ranks.
+      allreduce: sums buckets over the ranks.
+      fused: whether the whole step is one program. mpi4jax works only in programs on one CPU device, so with
+        several devices, or another kind, the step is three programs and buckets pass through the host.
+    """
+
+    mesh: jax.sharding.Mesh
+    host: jax.Device
+    allreduce: Allreduce
+    fused: bool
+
+    @classmethod
+    def create(cls, allreduce: Allreduce) -> LocalEngine:
+        """The engine over all local devices of JAX's default platform."""
+        devices = jax.local_devices()
+        mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        one_program = len(devices) == 1 and devices[0].platform == "cpu"
+        return cls(
+            mesh=mesh,
+            host=jax.local_devices(backend="cpu")[0],
+            allreduce=allreduce,
+            fused=one_program or allreduce.schedule.num_ranks == 1,
+        )
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    @property
+    def description(self) -> str:
+        device = self.mesh.devices.flat[0]
+        return f"{self.num_devices} x {device.device_kind} a rank, step {'fused' if self.fused else 'staged'}"
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        """Copies of these arrays on every local device."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def place(self, batch: Batch) -> Batch:
+        """Each local device's rows of a host batch, on that device."""
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(_AXIS)))
+
+    def train_step(
+        self, task: Task, optimizer: optax.GradientTransformation, state: TrainState, *, bucket_bytes: int
+    ) -> TrainStep:
+        """The step; the state that goes in is given up.
+
+        Args:
+          task: the constants of forward and backward.
+          optimizer: an optax chain.
+          state: any state, for its shapes.
+          bucket_bytes: the size of the buckets, see `Buckets.plan`.
+        """
+        summed_locally = self._over_devices(lambda *args: forward_backward(task, *args))
+        reduced_shapes = {
+            "gradient": state.params,
+            "metrics": dict.fromkeys(("accuracy", "loss"), jax.ShapeDtypeStruct((), "float32")),
+            "stats": state.stats,
+        }
+        layout = Buckets.plan(reduced_shapes, bucket_bytes=bucket_bytes)
+
+        def local_buckets(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
+            return layout.pack(summed_locally(params, stats, batch))
+
+        def update(state: TrainState, buckets: list[jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+            return apply_gradients(optimizer, state, layout.unpack(buckets))
+
+        def fused(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+            return update(state, self.allreduce(local_buckets(state.params, state.stats, batch)))
+
+        if self.fused:
+            return jax.jit(fused, donate_argnums=0)
+
+        first, second, third = jax.jit(local_buckets), jax.jit(self.allreduce), jax.jit(update, donate_argnums=0)
+
+        def staged(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+            on_devices = first(state.params, state.stats, batch)
+            on_host = jax.device_put([bucket.addressable_shards[0].data for bucket in on_devices], self.host)
+            return third(state, self.replicate(second(on_host)))
+
+        return staged
+
+    def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
+        """Sums of loss and hits over this rank's batch, see `step.evaluate_batch`."""
+        return jax.jit(self._over_devices(lambda *args: evaluate_batch(task, *args)))
+
+    def _over_devices(self, of_device: Callable[[PyTree, PyTree, Batch], PyTree]) -> Callable[..., PyTree]:
+        """Runs a function of (params, stats, batch) on every local device, and sums what comes out."""
+
+        def on_device(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
+            # As varying values their gradients stay this device's own, to be summed once with the rest.
+            params, stats = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, _AXIS, to="varying"), (params, stats))
+            return jax.lax.psum(of_device(params, stats, batch), _AXIS)
+
+        specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(_AXIS))
+        return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())

@@ -1,0 +1,39 @@
+"""A small convolutional network for small images, without batch statistics.
+
+Shape suffixes: B batch, H height, W width, C channels, K classes.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class CNN(nnx.Module):
+    """Two pairs of 3x3 convolutions, each pair followed by 2x2 max pooling, and two dense layers.
+
+    Args:
+      image_shape: (H, W, C); H and W of 4 or more.
+      num_classes: K.
+      width: channels of the first pair; the second has twice as many, the hidden layer four times.
+      rngs: of the parameters.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, width: int, rngs: nnx.Rngs):
+        height, image_width, channels = image_shape
+        if min(height, image_width) < 4:
+            raise ValueError(f"the model cnn needs images of 4x4 or more, not {height}x{image_width}")
+        self.conv1 = nnx.Conv(channels, width, (3, 3), rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (3, 3), rngs=rngs)
+        self.conv3 = nnx.Conv(width, 2 * width, (3, 3), rngs=rngs)
+        self.conv4 = nnx.Conv(2 * width, 2 * width, (3, 3), rngs=rngs)
+        self.hidden = nnx.Linear((height // 4) * (image_width // 4) * 2 * width, 4 * width, rngs=rngs)
+        self.head = nnx.Linear(4 * width, num_classes, rngs=rngs)
+
+    def __call__(self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None) -> jax.Array:
+        """Logits [B, K]; examples do not meet, so the mask is not needed."""
+        del train, mask_B
+        x_BHWC = nnx.relu(self.conv2(nnx.relu(self.conv1(image_BHWC))))
+        x_BHWC = nnx.max_pool(x_BHWC, (2, 2), strides=(2, 2))
+        x_BHWC = nnx.relu(self.conv4(nnx.relu(self.conv3(x_BHWC))))
+        x_BHWC = nnx.max_pool(x_BHWC, (2, 2), strides=(2, 2))
+        return self.head(nnx.relu(self.hidden(jnp.reshape(x_BHWC, (x_BHWC.shape[0], -1)))))

@@ -1,0 +1,51 @@
+"""From the config to one optax chain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import optax
+
+from jaxdp.optim.lars import lars
+
+if TYPE_CHECKING:
+    from jaxdp.config import OptimizerConfig
+
+PyTree = Any
+
+
+def kernels(params: PyTree) -> PyTree:
+    """True for the arrays that weight decay and trust scaling apply to, False for biases and normalisation.
+
+    Those are the arrays of at most one dimension; decaying or scaling them costs accuracy at large batches.
+    """
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def make_optimizer(
+    config: OptimizerConfig, learning_rate: optax.Schedule, params: PyTree
+) -> optax.GradientTransformation:
+    """The optimizer that the config asks for.
+
+    "sgd" is v <- m v + g + beta w, w <- w - gamma v: the rate outside the momentum buffer, so that a change of
+    the rate needs no correction (Goyal et al. 2017, section 3). "lars" has it inside, as its paper.
+
+    Args:
+      config: name and settings.
+      learning_rate: by step.
+      params: of the model, to tell kernels from the rest.
+    """
+    if config.name == "lars":
+        return lars(
+            learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            trust_coefficient=config.trust_coefficient,
+            scaled=kernels(params),
+        )
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=kernels(params)),
+        optax.trace(decay=config.momentum, nesterov=config.nesterov),
+        optax.scale_by_learning_rate(learning_rate),
+    )

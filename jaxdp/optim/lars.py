@@ -1,0 +1,70 @@
+"""LARS by the equation of You, Gitman and Ginsburg (2017, arXiv 1708.03888, algorithm 1)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+PyTree = Any
+
+
+def scale_by_local_rate(
+    *, trust_coefficient: float, weight_decay: float, scaled: PyTree
+) -> optax.GradientTransformation:
+    r"""Multiplies each layer's decayed gradient with its local rate.
+
+    .. math::
+        u = \lambda (g + \beta w), \quad \lambda = \eta \frac{\|w\|}{\|g\| + \beta \|w\|}
+
+    with the gradient g, the weights w of one array, the trust coefficient eta and the weight decay beta. Where
+    either norm is 0 the local rate is 1. Arrays that are not scaled (biases and normalisation) keep u = g.
+    `optax.lars` is another rule: its ratio divides by the norm of g + beta w.
+
+    Args:
+      trust_coefficient: eta, above 0.
+      weight_decay: beta, 0 or more.
+      scaled: a tree of bools like the parameters, True for arrays that are decayed and scaled.
+    """
+
+    def local(gradient: jax.Array, weight: jax.Array, is_scaled: bool) -> jax.Array:
+        if not is_scaled:
+            return gradient
+        weight_norm, gradient_norm = jnp.linalg.norm(weight.ravel()), jnp.linalg.norm(gradient.ravel())
+        denominator = gradient_norm + weight_decay * weight_norm
+        applies = (weight_norm > 0) & (gradient_norm > 0)
+        ratio = trust_coefficient * weight_norm / jnp.where(applies, denominator, 1.0)
+        return jnp.where(applies, ratio, 1.0) * (gradient + weight_decay * weight)
+
+    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
+        assert params is not None, "LARS needs the parameters"
+        return jax.tree.map(local, updates, params, scaled), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def lars(
+    learning_rate: optax.Schedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float,
+    scaled: PyTree,
+) -> optax.GradientTransformation:
+    r"""The whole rule, with the rate inside the momentum buffer as in the paper.
+
+    .. math::
+        v \leftarrow m v + \gamma \lambda (g + \beta w), \quad w \leftarrow w - v
+
+    Args:
+      learning_rate: gamma, by step.
+      momentum: m.
+      weight_decay: beta.
+      trust_coefficient: eta.
+      scaled: see `scale_by_local_rate`.
+    """
+    return optax.chain(
+        scale_by_local_rate(trust_coefficient=trust_coefficient, weight_decay=weight_decay, scaled=scaled),
+        optax.scale_by_learning_rate(learning_rate),
+        optax.trace(decay=momentum),
+    )

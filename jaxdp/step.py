@@ -1,0 +1,119 @@
+"""The training step, as pure functions: forward and backward, then (elsewhere) the allreduce, then the update.
+
+Shape suffixes: B batch, H height, W width, C channels, K classes.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxdp.losses import cross_entropy, hits
+from jaxdp.models.network import Network
+from jaxdp.state import TrainState
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some examples, on the host or on devices.
+
+    Attributes:
+      image_BHWC: uint8.
+      label_B: int32.
+      mask_B: bool, False for padding.
+    """
+
+    image_BHWC: Any
+    label_B: Any
+    mask_B: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What does not change from step to step.
+
+    Attributes:
+      network: the model.
+      mean, std: of the pixels in 0..1, one value or one a channel.
+      batch_size: the global batch, without padding.
+      padded: whether batches of some device hold padding.
+    """
+
+    network: Network
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    batch_size: int
+    padded: bool
+
+    def normalise(self, image_BHWC: jax.Array) -> jax.Array:
+        """uint8 pixels to float32 of mean 0 and standard deviation 1."""
+        mean_C, std_C = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.std))
+        return (image_BHWC.astype(jnp.float32) / 255.0 - mean_C) / std_C
+
+
+def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
+    """One device's part of what all devices and ranks sum up to the global gradient.
+
+    Everything is already divided by the global batch, so that plain sums are means over its real examples. The running
+    batch statistics count by the examples of the device that saw them.
+
+    Args:
+      task: the constants.
+      params: the same on all devices.
+      stats: likewise.
+      batch: this device's examples.
+
+    Returns:
+      {"gradient": like params, "stats": like stats, "metrics": {"loss", "accuracy"}}, all float32.
+    """
+    num_real = jnp.sum(batch.mask_B.astype(jnp.float32))
+    # A device without a real example takes its padding for the statistics (then of weight 0): theirs would be 0 / 0.
+    seen_B = batch.mask_B | (num_real == 0) if task.padded else None
+
+    def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+        logits_BK, new_stats = task.network.apply(
+            params, stats, task.normalise(batch.image_BHWC), train=True, mask_B=seen_B
+        )
+        loss_B = jnp.where(batch.mask_B, cross_entropy(logits_BK, batch.label_B), 0.0)
+        return jnp.sum(loss_B) / task.batch_size, (logits_BK, new_stats)
+
+    (loss, (logits_BK, new_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    hits_B = jnp.where(batch.mask_B, hits(logits_BK, batch.label_B), 0.0)
+    weight = num_real / task.batch_size
+    return {
+        "gradient": gradient,
+        "metrics": {"accuracy": jnp.sum(hits_B) / task.batch_size, "loss": loss},
+        "stats": jax.tree.map(lambda leaf: leaf * weight, new_stats),
+    }
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, reduced: PyTree
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after a step.
+
+    Args:
+      optimizer: an optax chain.
+      state: before the step.
+      reduced: the sum of `forward_backward` over all devices and ranks.
+
+    Returns:
+      The new state, and the metrics of the global batch.
+    """
+    updates, opt_state = optimizer.update(reduced["gradient"], state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, reduced["stats"], opt_state), reduced["metrics"]
+
+
+def evaluate_batch(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:
+    """Sums over the real examples of a batch: {"loss", "hits"}, float32 []."""
+    logits_BK, _ = task.network.apply(params, stats, task.normalise(batch.image_BHWC), train=False)
+    return {
+        "hits": jnp.sum(jnp.where(batch.mask_B, hits(logits_BK, batch.label_B), 0.0)),
+        "loss": jnp.sum(jnp.where(batch.mask_B, cross_entropy(logits_BK, batch.label_B), 0.0)),
+    }

@@ -1,0 +1,26 @@
+"""Trains a network on all ranks.
+
+  mpirun -n 4 python -m jaxdp.train --config=configs/digits.py --workdir=runs/digits
+
+--config=FILE           the run (default: configs/digits.py)
+--config.SETTING=VALUE  another value of one of its settings, as --config.optimizer.momentum=0.8
+--workdir=FOLDER        checkpoints and metrics; a run that is there goes on (default: runs/NAME OF THE CONFIG)
+--stop_at_step=N        save and end once N steps are done; started again, the run goes on
+"""
+
+from jaxdp import cli
+from jaxdp.world import World
+
+
+def train(arguments: cli.Arguments, world: World) -> None:
+    from jaxdp import loop, workdir
+
+    assert arguments.config is not None
+    with world.together():
+        if world.is_root:
+            workdir.claim_workdir(arguments.config, arguments.workdir)
+    loop.train(arguments.config, arguments.workdir, world, stop_at_step=arguments.stop_at_step)
+
+
+if __name__ == "__main__":
+    cli.main(__doc__, cli.parse_train, train)

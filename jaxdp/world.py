@@ -1,0 +1,213 @@
+"""Ranks, their communicators and their end: the one owner of MPI."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+USER_ERROR = 2
+INTERNAL_ERROR = 1
+
+# What each launcher tells its processes: their rank and their number. In this order, as Slurm's variables are
+# inherited by what runs inside its steps.
+_LAUNCHERS = (
+    ("PMI_RANK", "PMI_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+class AgreedExit(SystemExit):
+    """The end of the job on which all ranks have agreed; any other exit of one rank would leave the rest waiting."""
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The ranks of this job, as this one sees them.
+
+    Each user of MPI has a communicator to itself, so that no message of one can meet that of another: the host's
+    collectives and broadcasts, the rows of the data on their thread, and mpi4jax.
+
+    Attributes:
+      rank, size: of MPI_COMM_WORLD.
+      local_rank, local_size: among the ranks of this host.
+      host: name of this host.
+      library: name and version of the MPI library.
+      threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
+      host_comm, data_comm, device_comm: clones of MPI_COMM_WORLD.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    library: str
+    threads: int
+    host_comm: MPI.Intracomm
+    data_comm: MPI.Intracomm
+    device_comm: MPI.Intracomm
+
+    @property
+    def is_root(self) -> bool:
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that all ranks run, without collectives in it, and that all must pass.
+
+        A ValueError is a user's mistake: if it comes on any rank, the first that has one prints it, and all
+        ranks exit together.
+        """
+        error = None
+        try:
+            yield
+        except ValueError as mistake:
+            error = str(mistake)
+        errors = self.allgather(error)
+        failed = [rank for rank, message in enumerate(errors) if message is not None]
+        if not failed:
+            return
+        if self.rank == failed[0]:
+            others = "" if len(failed) == self.size else f" (on {_ranks(failed)} of {self.size})"
+            print(f"jaxdp: error: {error}{others}", file=sys.stderr, flush=True)
+        raise AgreedExit(USER_ERROR)
+
+    def require_equal(self, what: str, value: Any) -> None:
+        """Ends the job with one message unless all ranks have the same value.
+
+        Args:
+          what: the value's name in the message.
+          value: anything picklable that compares.
+        """
+        values = self.allgather(value)
+        with self.together():
+            different = [rank for rank, other in enumerate(values) if other != values[0]]
+            if different:
+                raise ValueError(
+                    f"all ranks need the same {what}: rank 0 has {values[0]}, rank {different[0]} has "
+                    f"{values[different[0]]}"
+                )
+
+    def bcast(self, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        return self.host_comm.bcast(value)
+
+    def bcast_arrays(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Overwrites these arrays, of the same shapes and dtypes on all ranks, with rank 0's."""
+        for array in arrays:
+            self.host_comm.Bcast(array.reshape(-1).view(np.uint8))
+        return arrays
+
+    def allgather(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, on all ranks."""
+        return self.host_comm.allgather(value)
+
+    def barrier(self) -> None:
+        self.host_comm.Barrier()
+
+    def abort(self, code: int) -> NoReturn:
+        """Ends all ranks at once, wherever they are: those that wait in MPI for this one would wait for ever."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.host_comm.Abort(code)
+        raise AssertionError("MPI_Abort returned")
+
+
+def connect() -> World:
+    """Opens MPI and finds this rank's place in it.
+
+    From here on an exception that nobody catches in any thread of any rank ends the whole job.
+
+    Raises:
+      SystemExit: the launcher started more ranks than this MPI sees, or MPI serves one thread only; one
+        message on one rank's stderr.
+    """
+    from mpi4py import MPI
+
+    _check_launcher(MPI)
+    comm = MPI.COMM_WORLD
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    cores = local.allgather(os.sched_getaffinity(0))
+    share = sum(1 / sum(core in others for others in cores) for core in os.sched_getaffinity(0))
+    world = World(
+        rank=comm.rank,
+        size=comm.size,
+        local_rank=local.rank,
+        local_size=local.size,
+        host=socket.gethostname(),
+        library=" ".join(MPI.Get_library_version().split("\n")[0].replace(",", " ").split()[:4]),
+        threads=max(1, int(share + 1e-9)),
+        host_comm=comm.Dup(),
+        data_comm=comm.Dup(),
+        device_comm=comm.Dup(),
+    )
+    local.Free()
+    with world.together():
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise ValueError(
+                f"jaxdp needs an MPI with MPI_THREAD_MULTIPLE, {world.library} grants level {MPI.Query_thread()}: "
+                "use a build of it with thread support"
+            )
+    threading.excepthook = lambda hook: _die(world, hook.exc_value)
+    return world
+
+
+def run(job: Callable[[World], None]) -> None:
+    """Connects, runs the job, and sees to it that no rank is left behind whatever happens.
+
+    Args:
+      job: what every rank does.
+    """
+    world = connect()
+    try:
+        job(world)
+    except AgreedExit:
+        raise
+    except BaseException as error:
+        _die(world, error)
+
+
+def _die(world: World, error: BaseException | None) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
+        world.abort(128 + signal.SIGINT)
+    where = f"rank {world.rank} of {world.size} on {world.host}"
+    if error is not None:
+        traceback.print_exception(error)
+    print(f"jaxdp: error: {where} failed and ends the job: {type(error).__name__}: {error}", file=sys.stderr)
+    world.abort(INTERNAL_ERROR)
+
+
+def _check_launcher(mpi: Any) -> None:
+    for rank_name, size_name in _LAUNCHERS:
+        if size_name not in os.environ:
+            continue
+        size = int(os.environ[size_name])
+        if size == mpi.COMM_WORLD.size:
+            return
+        if os.environ.get(rank_name, "0") == "0":
+            library = mpi.Get_library_version().split("\n")[0]
+            print(
+                f"jaxdp: error: the launcher started {size} ranks, but MPI sees {mpi.COMM_WORLD.size}: start the job "
+                f"with the mpirun that belongs to this MPI ({library.strip()})",
+                file=sys.stderr,
+                flush=True,
+            )
+        sys.exit(USER_ERROR)
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
