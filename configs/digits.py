@@ -21,27 +21,27 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.name = "digits"
     config.data.dir = config_dict.placeholder(str)
-    config.data.mean = (0.305,)
+    config.data.mean = (0.306,)
     config.data.std = (0.376,)
     config.data.exchange_steps = 16
     config.data.prefetch = 2
 
     config.model = ml_collections.ConfigDict()
     config.model.name = "cnn"
-    config.model.width = 32
+    config.model.width = 48
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 5e-4
+    config.optimizer.weight_decay = 5e-3
     config.optimizer.trust_coefficient = 0.001
 
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.base_rate = 0.05
+    config.schedule.base_rate = 0.02
     config.schedule.base_batch_size = 64
     config.schedule.warmup_epochs = 2.0
-    config.schedule.warmup_init_rate = 0.01
+    config.schedule.warmup_init_rate = 0.002
     config.schedule.decay = "cosine"
     config.schedule.power = 2.0
     config.schedule.end_rate = 0.0

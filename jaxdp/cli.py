@@ -39,10 +39,9 @@ def parse_train(argv: list[str]) -> Arguments:
     Raises:
       ValueError: a flag or a setting that is not there or has a wrong value.
     """
-    path = _config_path(argv)
-    if path is None:
-        path = DEFAULT_CONFIG
-        argv = [*argv, f"--config={path}"]
+    path, rest = _config_path(argv[1:])
+    # ml_collections wants the config before its settings.
+    argv = [argv[0], f"--config={path}", *rest]
     # A config may take an argument after a colon.
     if not pathlib.Path(path.split(":")[0]).is_file():
         raise ValueError(f"there is no config {path}: give the path of a config file, as --config=configs/digits.py")
@@ -99,6 +98,12 @@ def main(
             arguments = parse(sys.argv)
             if arguments.config is not None:
                 check_world(arguments.config, of_world.size)
+        first = of_world.bcast(arguments)
+        with of_world.together():
+            if arguments != first:
+                assert arguments.config is not None
+                difference = first.config.difference(arguments.config) or "another flag"
+                raise ValueError(f"all ranks need the same command line and config, there on rank 0: {difference}")
         compat.prepare_process(threads=of_world.threads)
         work(arguments, of_world)
 
@@ -120,13 +125,14 @@ def _parse(values: flags.FlagValues, argv: list[str], path: str) -> None:
         raise ValueError(f"the command line cannot be understood: {rest[1]!r} is not a flag: flags begin with --")
 
 
-def _config_path(argv: list[str]) -> str | None:
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+def _config_path(words: list[str]) -> tuple[str, list[str]]:
+    """The config that the command line names, or the default one, and the other words."""
+    for index, word in enumerate(words):
         if word.startswith("--config="):
-            return word.removeprefix("--config=")
-        if word == "--config":
-            return following
-    return None
+            return word.removeprefix("--config="), words[:index] + words[index + 1 :]
+        if word == "--config" and index + 1 < len(words):
+            return words[index + 1], words[:index] + words[index + 2 :]
+    return DEFAULT_CONFIG, words
 
 
 def _overridden(argv: list[str], text: str) -> str:

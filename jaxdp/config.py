@@ -7,7 +7,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxdp.collectives.algorithms import ALGORITHMS
@@ -166,14 +166,17 @@ class Config:
         settings["model"] |= settings["model"].pop("options")
         return settings
 
-    def difference(self, other: Config) -> str | None:
-        """The first setting in which a run cannot go on from this config to the other, in words."""
-        here, there = (_flat(config.to_dict()) for config in (self, other))
-        for name in sorted(here.keys() | there.keys()):
-            if any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE):
-                continue
-            if here.get(name) != there.get(name):
-                return f"config.{name} is {here.get(name)!r} there and {there.get(name)!r} here"
+    def difference(self, other: Config, *, free: Collection[str] = ()) -> str | None:
+        """The first setting that is not the same in two configs, in words; None if there is none.
+
+        Args:
+          other: the config that is "here", this one being "there".
+          free: settings, or groups of them, that may differ.
+        """
+        there, here = (_flat(config.to_dict()) for config in (self, other))
+        for name in sorted(there.keys() | here.keys()):
+            if there.get(name) != here.get(name) and not any(f"{name}.".startswith(f"{group}.") for group in free):
+                return f"config.{name} is {there.get(name)!r} there and {here.get(name)!r} here"
         return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -41,9 +41,9 @@ class LocalEngine:
     fused: bool
 
     @classmethod
-    def create(cls, allreduce: Allreduce) -> LocalEngine:
-        """The engine over all local devices of JAX's default platform."""
-        devices = jax.local_devices()
+    def create(cls, allreduce: Allreduce, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
+        """The engine over these devices of one platform, without them over all local ones of JAX's default platform."""
+        devices = jax.local_devices() if devices is None else devices
         mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         one_program = len(devices) == 1 and devices[0].platform == "cpu"
         return cls(

@@ -27,6 +27,7 @@ from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
 from jaxdp.state import TrainState
 from jaxdp.step import Task
+from jaxdp.workdir import claim_workdir
 from jaxdp.world import World
 
 
@@ -72,8 +73,11 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
     with world.together():
         train_split = run.source.read("train", rank=world.rank, num_ranks=world.size)
         test_split = run.source.read("test", rank=world.rank, num_ranks=world.size)
+    checkpoints = None
     with world.together():
-        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) if world.is_root else None
+        if world.is_root:
+            claim_workdir(config, workdir)
+            checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, position = restore(run, checkpoints)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
     if world.is_root:

@@ -9,8 +9,9 @@ import optax
 
 
 def cross_entropy(logits_BK: jax.Array, label_B: jax.Array) -> jax.Array:
-    """Softmax cross entropy of each example in nats, float32 [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BK.astype(jnp.float32), label_B)
+    """Softmax cross entropy of each example in nats, [B], in float32 or better."""
+    precise = jnp.promote_types(logits_BK.dtype, jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits_BK.astype(precise), label_B)
 
 
 def hits(logits_BK: jax.Array, label_B: jax.Array) -> jax.Array:

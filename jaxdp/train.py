@@ -18,7 +18,7 @@ def train(arguments: cli.Arguments, world: World) -> None:
     assert arguments.config is not None
     with world.together():
         if world.is_root:
-            workdir.claim_workdir(arguments.config, arguments.workdir)
+            workdir.check_workdir(arguments.config, arguments.workdir)
     loop.train(arguments.config, arguments.workdir, world, stop_at_step=arguments.stop_at_step)
 
 

@@ -5,27 +5,36 @@ from __future__ import annotations
 import json
 import pathlib
 
-from jaxdp.config import Config
+from jaxdp.config import MAY_CHANGE, Config
+
+_NAME = "config.json"
 
 
-def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Makes the folder this config's; on rank 0.
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Looks whether this config can run here, and leaves no trace.
 
     Raises:
-      ValueError: the folder holds the run of another config, or cannot be written.
+      ValueError: the folder holds the run of another config.
     """
-    path = workdir / "config.json"
-    if path.exists():
-        difference = read_config(workdir).difference(config)
+    if (workdir / _NAME).exists():
+        difference = read_config(workdir).difference(config, free=MAY_CHANGE)
         if difference is not None:
             raise ValueError(
                 f"the workdir {workdir} holds the run of another config: {difference}: choose another --workdir"
             )
+
+
+def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Makes the folder this config's.
+
+    Raises:
+      ValueError: it cannot be written.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        whole = path.with_suffix(".tmp")
+        whole = (workdir / _NAME).with_suffix(".tmp")
         whole.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        whole.replace(path)
+        whole.replace(workdir / _NAME)
     except OSError as error:
         raise ValueError(f"the workdir {workdir} cannot be written: {error}: choose another --workdir") from error
 
@@ -36,7 +45,7 @@ def read_config(workdir: pathlib.Path) -> Config:
     Raises:
       ValueError: there is none, or it cannot be read.
     """
-    path = workdir / "config.json"
+    path = workdir / _NAME
     try:
         return Config.from_dict(json.loads(path.read_text()))
     except FileNotFoundError:

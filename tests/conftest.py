@@ -1,5 +1,20 @@
 import os
 
-# Before JAX is imported: tests of several devices a rank need them, and they run beside other ranks.
+import pytest
+from jobs import Jobs
+
+# Before JAX is imported: some tests need several devices, and the tests share the machine with jobs they start.
 os.environ.setdefault("NPROC", "2")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory) -> Jobs:
+    return Jobs(tmp_path_factory.mktemp("jobs"))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What needs several ranks runs under mpirun only: test_mpi.py starts it."""
+    if collection_path.name == "mpi" and not any("tests/mpi" in word for word in config.invocation_params.args):
+        return True
+    return None

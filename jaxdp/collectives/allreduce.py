@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_COLORS = 4
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Allreduce:
     """Sums flat buckets over all ranks, inside jit on one device; a world of one needs no message.
 

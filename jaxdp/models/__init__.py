@@ -2,5 +2,6 @@
 
 MODELS = {
     "cnn": "jaxdp.models.tiny:CNN",
+    "resnet": "jaxdp.models.resnet:ResNet",
     "resnet18": "jaxdp.models.resnet:ResNet18",
 }

@@ -1,0 +1,44 @@
+"""A training job in which one rank fails: `failing_job.py WHERE RANK [arguments of jaxdp.train]`."""
+
+import pathlib
+import sys
+import time
+
+from jaxdp import cli, train
+
+WHERE, RANK = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:3]
+WORKDIR = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
+
+
+def failing(function, *, after):
+    """The function, until it has been called so often."""
+    calls = iter(range(after))
+
+    def instead(*args, **kwargs):
+        if next(calls, None) is not None:
+            return function(*args, **kwargs)
+        (WORKDIR / "failed-at").write_text(str(time.time()))
+        if WHERE == "exit":
+            sys.exit(0)
+        raise RuntimeError("a failure for the test")
+
+    return instead
+
+
+def work(arguments, world):
+    from jaxdp import checkpoint, engine
+    from jaxdp.data import feed
+
+    if world.rank == RANK:
+        if WHERE == "feed":
+            feed.padded = failing(feed.padded, after=100)
+        elif WHERE == "save":
+            checkpoint.Checkpoints.save = failing(checkpoint.Checkpoints.save, after=1)
+        else:
+            make_step = engine.LocalEngine.train_step
+            engine.LocalEngine.train_step = lambda *args, **kwargs: failing(make_step(*args, **kwargs), after=10)
+    train.train(arguments, world)
+
+
+cli.main(None, cli.parse_train, work)

@@ -1,0 +1,81 @@
+"""Real jobs, as a user starts them."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Jobs:
+    """Starts commands of jaxdp on some ranks, with a data folder and a cache of their own.
+
+    Attributes:
+      folder: for the data, the cache and the runs.
+    """
+
+    folder: pathlib.Path
+
+    def environment(self, *, devices: int = 1) -> dict[str, str]:
+        environment = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
+        environment["TFDS_DATA_DIR"] = str(self.folder / "data")
+        environment["JAXDP_CACHE_DIR"] = str(self.folder / "cache")
+        if devices > 1:
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        return environment
+
+    def start(self, ranks: int, *command: str, devices: int = 1) -> subprocess.Popen:
+        """`mpirun -n RANKS python COMMAND`, or without mpirun for 0 ranks."""
+        launcher = ["mpirun", "-n", str(ranks)] if ranks else []
+        return subprocess.Popen(
+            [*launcher, sys.executable, *command],
+            cwd=ROOT,
+            env=self.environment(devices=devices),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, ranks: int, *command: str, devices: int = 1, timeout: float = 120) -> "Ended":
+        """The same, to its end; a job that takes longer is killed and fails the test."""
+        begin = time.monotonic()
+        with self.start(ranks, *command, devices=devices) as job:
+            try:
+                out, err = job.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                job.kill()
+                raise
+        return Ended(job.returncode, out, err, time.monotonic() - begin)
+
+    def train(self, ranks: int, workdir: str, *arguments: str, devices: int = 1) -> "Ended":
+        """A training job that must succeed."""
+        ended = self.run(ranks, "-m", "jaxdp.train", *arguments, f"--workdir={self.folder / workdir}", devices=devices)
+        assert ended.code == 0, ended.err
+        return ended
+
+    def metrics(self, workdir: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
+
+    def saved(self, workdir: str, step: int) -> dict:
+        """What was saved beside the state after so many steps: among it the hash of all its bits."""
+        from orbax.checkpoint import v1 as ocp
+
+        return ocp.load_checkpointables(self.folder / workdir / "checkpoints" / str(step), {"position": None})[
+            "position"
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A job that has ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
