@@ -149,7 +149,8 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _require_same(stored: dict, wanted: dict, where: pathlib.Path) -> None:
-    for name in sorted(stored.keys() | wanted.keys()):
+    # Parameters first: what the optimizer keeps has their shapes.
+    for name in sorted(stored.keys() | wanted.keys(), key=lambda name: (not name.startswith("params."), name)):
         if stored.get(name) != wanted.get(name):
             there, here = (
                 f"{'x'.join(map(str, entry[0])) or 'scalar'} {entry[1]}" if entry else "missing"

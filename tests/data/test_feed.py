@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from jaxdp.data.feed import ahead, padded
+
+
+def test_rows_go_to_their_places_and_the_rest_is_zero():
+    result = padded(np.array([[1, 2], [3, 4]], np.uint8), np.array([0, 2]), 4)
+    assert result.tolist() == [[1, 2], [0, 0], [3, 4], [0, 0]]
+    assert result.dtype == np.uint8
+
+
+def test_batches_come_in_order():
+    assert list(ahead(iter(range(20)), lambda batch: batch * 2, depth=3)) == [2 * batch for batch in range(20)]
+
+
+def test_no_more_than_the_asked_number_is_ahead():
+    placed = []
+    batches = ahead(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2)
+    next(batches)
+    import time
+
+    time.sleep(0.2)
+    assert len(placed) <= 1 + 2 + 1
+    list(batches)
+
+
+def test_an_exception_of_the_thread_comes_out():
+    def fails():
+        yield 1
+        raise RuntimeError("in the thread")
+
+    batches = ahead(fails(), lambda batch: batch, depth=2)
+    assert next(batches) == 1
+    with pytest.raises(RuntimeError, match="in the thread"):
+        next(batches)

@@ -1,0 +1,136 @@
+import dataclasses
+import io
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from configs.digits import get_config
+from jaxdp.config import Config
+from jaxdp.data.source import _write_digits, open_source
+
+CONFIG = Config.from_dict(get_config().to_dict()).data
+
+
+def png(pixels):
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def make_data_set(folder, name, *, shape=(5, 6, 3), splits=("train", "test"), label=True):
+    """A small TFDS set, prepared elsewhere: example i has pixels i, and its code is not there when it is read."""
+    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
+    if label:
+        features["label"] = tfds.features.ClassLabel(num_classes=4)
+
+    def examples(self, count):
+        del self
+        for index in range(count):
+            pixels = np.full([size or 5 for size in shape], index, np.uint8)
+            yield index, {"image": png(pixels)} | ({"label": index % 4} if label else {})
+
+    with tfds.core.registered.skip_registration():
+        builder = type(
+            name.capitalize(),
+            (tfds.core.GeneratorBasedBuilder,),
+            {
+                "VERSION": tfds.core.Version("2.0.0"),
+                "name": name,
+                "pkg_dir_path": folder,
+                "_info": lambda self: tfds.core.DatasetInfo(
+                    builder=self, features=tfds.features.FeaturesDict(features)
+                ),
+                "_split_generators": lambda self, _: {
+                    split: self._generate_examples(size) for split, size in zip(splits, (23, 7), strict=False)
+                },
+                "_generate_examples": examples,
+            },
+        )
+    builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    return dataclasses.replace(CONFIG, name=name, dir=str(folder))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    config = dataclasses.replace(CONFIG, dir=str(tmp_path_factory.mktemp("digits")))
+    _write_digits(config)
+    return config
+
+
+def test_digits_are_all_there_once(digits):
+    from sklearn.datasets import load_digits
+
+    source = open_source(digits)
+    splits = [source.read(split, rank=0, num_ranks=1) for split in ("train", "test")]
+    assert [len(split.labels_N) for split in splits] == [1437, 360]
+    read = np.concatenate([split.images_NHWC for split in splits])[..., 0]
+    originals = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    assert sorted(image.tobytes() for image in read) == sorted(image.tobytes() for image in originals)
+    assert (
+        np.bincount(np.concatenate([split.labels_N for split in splits])).tolist()
+        == np.bincount(load_digits().target).tolist()
+    )
+
+
+def test_digits_are_written_once(digits):
+    before = {path: path.stat().st_mtime_ns for path in pathlib.Path(digits.dir).glob("**/*")}
+    _write_digits(digits)
+    assert {path: path.stat().st_mtime_ns for path in pathlib.Path(digits.dir).glob("**/*")} == before
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3, 40])
+def test_another_set_loads_by_its_name_in_shares(tmp_path, num_ranks):
+    source = open_source(make_data_set(tmp_path, "stripes"))
+    assert (source.name, source.image_shape, source.num_classes) == ("stripes/2.0.0", (5, 6, 3), 4)
+    shares = [source.read("train", rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    assert {share.num_examples for share in shares} == {23}
+    assert max(len(share.labels_N) for share in shares) == -(-23 // num_ranks)
+    images = np.concatenate([share.images_NHWC for share in shares])
+    labels = np.concatenate([share.labels_N for share in shares])
+    assert sorted(images[:, 0, 0, 0].tolist()) == list(range(23))
+    assert (images == images[:, :1, :1, :1]).all()
+    assert (images[:, 0, 0, 0] % 4 == labels).all()
+
+
+def test_a_missing_set_is_named_with_the_remedy(tmp_path):
+    config = dataclasses.replace(CONFIG, name="mnist", dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"there is no data set 'mnist' in .*: prepare it with tfds\.builder\('mnist'"):
+        open_source(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"file_format": "riegeli"}, "in array_record format, 'odd' in .* is in riegeli"),
+        ({"splits": ("train", "validation")}, "'odd' has train, validation"),
+        ({"label": False}, "'odd' has image"),
+        ({"shape": (None, None, 3)}, r"of one shape, those of 'odd' are uint8 of \(None, None, 3\)"),
+        ({"shape": (5, 6, 4)}, "give one value, or one a channel"),
+    ],
+)
+def test_a_set_that_cannot_be_trained_on_is_named(tmp_path, options, message):
+    if options.get("file_format"):
+        config = make_data_set(tmp_path, "odd")
+        info = tmp_path / "odd" / "2.0.0" / "dataset_info.json"
+        info.write_text(info.read_text().replace("array_record", "riegeli"))
+    else:
+        config = dataclasses.replace(make_data_set(tmp_path, "odd", **options), mean=(0.0, 0.0), std=(1.0, 1.0))
+    with pytest.raises(ValueError, match=message):
+        open_source(config)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    config = make_data_set(tmp_path, "broken")
+    (shard,) = (tmp_path / "broken" / "2.0.0").glob("*train*.array_record*")
+    content = bytearray(shard.read_bytes())
+    half = len(content) // 2
+    content[half - 200 : half + 200] = bytes(400)
+    shard.write_bytes(content)
+    source = open_source(config)
+    with pytest.raises(
+        ValueError, match=r"examples 0 to 22 of the split 'train' of broken/2\.0\.0 .* prepare the data"
+    ):
+        source.read("train", rank=0, num_ranks=1)

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxdp.config import OptimizerConfig
+from jaxdp.optim.factory import kernels, make_optimizer
+
+RATES = [0.5, 0.25, 0.125, 0.1]
+CONFIG = OptimizerConfig(name="lars", momentum=0.9, nesterov=False, weight_decay=0.01, trust_coefficient=0.02)
+
+
+def tree(seed):
+    rng = np.random.default_rng(seed)
+    return {"kernel": rng.standard_normal((3, 4)), "bias": rng.standard_normal(4), "scale": rng.standard_normal(4)}
+
+
+def run(config, params, gradients):
+    """The parameters after each step, in float64 and without any promotion of dtypes."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        optimizer = make_optimizer(config, lambda step: jnp.asarray(RATES, jnp.float64)[step], params)
+        params = jax.tree.map(jnp.asarray, params)
+        state = optimizer.init(params)
+        for gradient in gradients:
+            updates, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
+            params = optax.apply_updates(params, updates)
+            yield jax.tree.map(np.asarray, params)
+
+
+def test_lars_is_the_papers_equation():
+    params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
+    velocity = {name: np.zeros_like(value) for name, value in params.items()}
+    expected = dict(params)
+    for rate, gradient, after in zip(RATES, gradients, run(CONFIG, params, gradients), strict=True):
+        for name, w in expected.items():
+            g = gradient[name]
+            if name == "kernel":
+                norms = np.linalg.norm(w), np.linalg.norm(g)
+                local_rate = 0.02 * norms[0] / (norms[1] + 0.01 * norms[0])
+                velocity[name] = 0.9 * velocity[name] + rate * local_rate * (g + 0.01 * w)
+            else:
+                velocity[name] = 0.9 * velocity[name] + rate * g
+            expected[name] = w - velocity[name]
+            np.testing.assert_allclose(after[name], expected[name], rtol=1e-13)
+
+
+def test_the_local_rate_is_1_where_a_norm_is_0():
+    gradient = {"kernel": np.ones((2, 2))}
+    (after,) = run(CONFIG, {"kernel": np.zeros((2, 2))}, [gradient])
+    np.testing.assert_array_equal(after["kernel"], -0.5 * gradient["kernel"])
+    (after,) = run(CONFIG, gradient, [{"kernel": np.zeros((2, 2))}])
+    np.testing.assert_allclose(after["kernel"], gradient["kernel"] * (1 - 0.5 * 0.01), rtol=1e-15)
+
+
+def test_sgd_has_the_rate_outside_the_velocity_and_decays_kernels_only():
+    config = OptimizerConfig("sgd", momentum=0.9, nesterov=False, weight_decay=0.01, trust_coefficient=1.0)
+    params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
+    velocity = {name: np.zeros_like(value) for name, value in params.items()}
+    expected = dict(params)
+    for rate, gradient, after in zip(RATES, gradients, run(config, params, gradients), strict=True):
+        for name, w in expected.items():
+            decay = 0.01 * w if name == "kernel" else 0.0
+            velocity[name] = 0.9 * velocity[name] + gradient[name] + decay
+            expected[name] = w - rate * velocity[name]
+            np.testing.assert_allclose(after[name], expected[name], rtol=1e-13)
+
+
+def test_biases_and_normalisation_are_no_kernels():
+    from jaxdp.models.network import Network
+
+    options = {"stage_sizes": (1, 1), "width": 2, "stem": "cifar", "zero_gamma": True}
+    _, params, _ = Network.create("resnet", options, image_shape=(8, 8, 3), num_classes=10, seed=0)
+    for path, is_kernel in jax.tree_util.tree_leaves_with_path(kernels(params)):
+        assert is_kernel == (path[-1].key == "kernel")

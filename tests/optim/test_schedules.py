@@ -1,0 +1,43 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs.digits import get_config
+from jaxdp.config import Config
+from jaxdp.optim.schedules import make_schedule
+from jaxdp.plan import Plan
+
+# 100 steps, 20 of warmup, peak 0.4 = 0.1 x 40 / 10.
+CONFIG = dataclasses.replace(Config.from_dict(get_config().to_dict()), batch_size=40, epochs=10.0)
+SCHEDULE = dataclasses.replace(
+    CONFIG.schedule, base_rate=0.1, base_batch_size=10, warmup_epochs=2.0, warmup_init_rate=0.1, end_rate=0.004
+)
+
+
+def rate_of(**changes):
+    config = dataclasses.replace(CONFIG, schedule=dataclasses.replace(SCHEDULE, **changes))
+    return make_schedule(config.schedule, Plan.of(config, 400))
+
+
+@pytest.mark.parametrize("decay", ["cosine", "polynomial"])
+def test_the_warmup_is_a_straight_line_to_the_scaled_rate(decay):
+    rate = rate_of(decay=decay)
+    np.testing.assert_allclose([rate(0), rate(10), rate(20)], [0.1, 0.25, 0.4], rtol=1e-6)
+
+
+def test_cosine():
+    rate = rate_of(decay="cosine")
+    expected = [0.004 + 0.396 * (1 + np.cos(np.pi * t)) / 2 for t in (0.25, 0.5, 1.0)]
+    np.testing.assert_allclose([rate(40), rate(60), rate(100)], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial(power):
+    rate = rate_of(decay="polynomial", power=power)
+    expected = [0.004 + 0.396 * (1 - t) ** power for t in (0.25, 0.5, 1.0)]
+    np.testing.assert_allclose([rate(40), rate(60), rate(100)], expected, rtol=1e-5)
+
+
+def test_without_warmup_the_first_rate_is_the_peak():
+    assert float(rate_of(warmup_epochs=0.0)(0)) == pytest.approx(0.4)

@@ -1,0 +1,121 @@
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxdp.checkpoint import Checkpoints, Position
+from jaxdp.state import TrainState, fingerprint
+
+POSITION = Position(step=0, seed=1, num_examples=2**33, batch_size=8)
+
+
+def state(seed=0, width=300, dtype=np.float32, optimizer=None):
+    rng = np.random.default_rng(seed)
+    params = {"layer": {"kernel": rng.standard_normal((width, 40)).astype(dtype), "bias": np.zeros(4, dtype)}}
+    stats = {"norm": {"mean": rng.standard_normal(4).astype(np.float32)}}
+    optimizer = optimizer or optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(lambda count: 0.1 / count))
+    return TrainState.create(jax.tree.map(jax.numpy.asarray, params), stats, optimizer)
+
+
+def save(folder, *steps, keep=3):
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(state(step), dataclasses.replace(POSITION, step=step))
+    checkpoints.close()
+
+
+def test_a_save_comes_back_to_the_bit(tmp_path):
+    save(tmp_path, 7)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest_step() == 7
+    restored, position = checkpoints.restore(7, state())
+    assert fingerprint(restored) == fingerprint(state(7))
+    assert position == dataclasses.replace(POSITION, step=7)
+    assert jax.tree.structure(restored) == jax.tree.structure(state())
+    checkpoints.close()
+
+
+def test_every_save_is_made_and_the_last_stay(tmp_path):
+    save(tmp_path, *range(1, 8), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "7"]
+
+
+def test_nothing_saved_is_no_error(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.latest_step() is None
+    checkpoints.close()
+
+
+def test_a_half_written_save_is_passed_over_and_cleared_away(tmp_path):
+    save(tmp_path, 3)
+    half = tmp_path / "4.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "state").mkdir()
+    reader = Checkpoints(tmp_path)
+    assert reader.latest_step() == 3
+    assert half.exists()
+    reader.close()
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    assert checkpoints.latest_step() == 3
+    checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"width": 301}, r"params\.layer\.kernel is 300x40 float32 there, and 301x40 float32 in this run"),
+        ({"dtype": np.float16}, r"params\.layer\.bias is 4 float32 there, and 4 float16 in this run"),
+        ({"optimizer": optax.adam(1e-3)}, r"opt_state\.0\.count is missing there"),
+    ],
+)
+def test_the_save_of_another_model_or_optimizer_is_refused(tmp_path, other, message):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        checkpoints.restore(1, state(**other))
+    checkpoints.close()
+
+
+def damage_files(folder, change):
+    largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    change(largest)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+        lambda path: path.write_bytes(bytes(len(path.read_bytes()))),
+        lambda path: path.write_bytes(flipped(path.read_bytes())),
+        pathlib.Path.unlink,
+    ],
+    ids=["truncated", "zeros", "one bit", "missing"],
+)
+def test_a_damaged_save_is_named(tmp_path, change):
+    save(tmp_path, 5)
+    damage_files(tmp_path / "5" / "state", change)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"the checkpoint .*/5 (cannot be read|is damaged).*remove it to go on"):
+        checkpoints.restore(5, state())
+    checkpoints.close()
+
+
+def flipped(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
+    class Failed:
+        def result(self):
+            raise ValueError("several leaves") from OSError("No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints._pending = Failed()
+    with pytest.raises(OSError, match=f"saving to {tmp_path} failed: No space left on device"):
+        checkpoints.save(state(), dataclasses.replace(POSITION, step=2))
+    assert checkpoints.latest_step() is None
+    checkpoints.close()

@@ -1,0 +1,75 @@
+import pathlib
+import sys
+
+import pytest
+
+from jaxdp import cli
+
+CONFIG = "--config=configs/digits.py"
+
+
+def test_the_default_is_digits():
+    arguments = cli.parse_train(["train"])
+    assert arguments.config.data.name == "digits"
+    assert arguments.workdir == pathlib.Path("runs/digits")
+    assert arguments.stop_at_step is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config.epochs=3.0", "--workdir=x", "--stop_at_step=7"],
+        ["--workdir", "x", "--config.epochs=3.0", CONFIG, "--stop_at_step", "7"],
+        [CONFIG, "--stop_at_step=7", "--workdir=x", "--config.epochs", "3.0"],
+        ["--config.epochs=3.0", "--stop_at_step=7", "--config", "configs/digits.py", "--workdir=x"],
+    ],
+)
+def test_flags_come_in_any_order(words):
+    arguments = cli.parse_train(["train", *words])
+    assert (arguments.config.epochs, arguments.workdir, arguments.stop_at_step) == (3.0, pathlib.Path("x"), 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config=nosuch.py"], r"there is no config nosuch\.py"),
+        (["--config.lr=3"], r"config\.lr is not a setting of configs/digits\.py"),
+        (["--config.model.with=3"], "config"),
+        (["--config.optimizer.momentumm=3"], r'momentumm is not a setting of .*Did you mean "momentum"'),
+        (["--config.batch_size=x"], "invalid literal for int"),
+        (["--stop_at_step=0"], "stop_at_step"),
+        (["--stop_at_stop=3"], "stop_at_stop"),
+        (["digits"], "'digits' is not a flag"),
+    ],
+)
+def test_a_mistake_is_named(words, message):
+    with pytest.raises(ValueError, match=message):
+        cli.parse_train(["train", *words])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", r"the config .*config\.py cannot be run: SyntaxError"),
+        ("import nosuch", "cannot be run: ModuleNotFoundError: No module named 'nosuch'"),
+        ("x = 1", "get_config"),
+        ("def get_config():\n    return 3", r"must return an ml_collections\.ConfigDict"),
+        ("def get_config():\n    return {}.x", "is not a setting of|cannot be run"),
+        (
+            "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 1})",
+            r"config\.batch_size is missing",
+        ),
+    ],
+)
+def test_a_config_that_fails_is_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps the last one
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        cli.parse_train(["train", f"--config={path}"])
+
+
+def test_evaluate_needs_a_workdir():
+    assert cli.parse_evaluate(["evaluate", "--workdir=x"]).workdir == pathlib.Path("x")
+    with pytest.raises(ValueError, match="give its folder, as --workdir=runs/digits"):
+        cli.parse_evaluate(["evaluate"])

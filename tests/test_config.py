@@ -1,0 +1,106 @@
+import pytest
+
+from configs.digits import get_config
+from jaxdp.config import MAY_CHANGE, Config
+from jaxdp.plan import Plan, check_world
+
+
+def settings(**changes):
+    """The default config with some settings changed: `optimizer__momentum=0.5`."""
+    config = get_config().to_dict()
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        section = config
+        for group in groups:
+            section = section[group]
+        section[last] = value
+    return config
+
+
+def test_a_config_comes_back_as_it_went_in():
+    config = Config.from_dict(settings())
+    assert Config.from_dict(config.to_dict()) == config
+    assert config.model.options == {"width": 48}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 1.0}, r"config\.learning_rate is not a setting: known are seed, "),
+        ({"optimizer__momentun": 1.0}, r"config\.optimizer\.momentun is not a setting: did you mean 'momentum'\?"),
+        ({"batch_size": 1.5}, r"config\.batch_size must be of type int, not 1\.5"),
+        ({"batch_size": True}, r"config\.batch_size must be of type int, not True"),
+        ({"data__mean": 0.5}, r"config\.data\.mean must be of type tuple.*, not 0\.5"),
+        ({"data": 3}, r"config\.data is a group of settings, not 3"),
+        ({"allreduce__colors": "4"}, r"config\.allreduce\.colors must be of type int, not '4'"),
+        ({"epochs": 0}, r"config\.epochs must be a number above 0, not 0"),
+        ({"epochs": float("nan")}, r"config\.epochs must be a number above 0, not nan"),
+        ({"seed": -1}, r"config\.seed must be a number of 0 or more, not -1"),
+        ({"optimizer__momentum": 1.0}, r"config\.optimizer\.momentum must be in 0\.\.1, without 1, not 1\.0"),
+        ({"optimizer__name": "adam"}, r"config\.optimizer\.name is 'adam', known are lars, sgd"),
+        ({"optimizer__name": "lars"}, r"LARS has no Nesterov form: set config\.optimizer\.nesterov to False"),
+        ({"schedule__decay": "step"}, r"config\.schedule\.decay is 'step', known are cosine, polynomial"),
+        ({"schedule__warmup_epochs": 30.0}, r"warmup_epochs is 30, config\.epochs is 30"),
+        ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine is 'nccl', known are mpi4jax"),
+        ({"allreduce__algorithm": "rings"}, r"config\.allreduce\.algorithm is 'rings', known are multicolor"),
+        ({"data__std": (0.0,)}, r"std above 0: they are \(0\.306,\) and \(0\.0,\)"),
+        ({"data__std": (1.0, 1.0)}, "need as many values as one another"),
+    ],
+)
+def test_a_mistake_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_dict(settings(**changes))
+
+
+def test_a_missing_setting_is_named():
+    config = settings()
+    del config["schedule"]["power"]
+    with pytest.raises(ValueError, match=r"config\.schedule\.power is missing"):
+        Config.from_dict(config)
+
+
+def test_an_integer_serves_as_a_float_and_a_list_as_a_tuple():
+    config = Config.from_dict(settings(epochs=3, data__mean=[1]))
+    assert (config.epochs, config.data.mean) == (3.0, (1.0,))
+    assert isinstance(config.epochs, float)
+
+
+def test_the_first_difference_is_named_but_for_those_that_may_be():
+    one = Config.from_dict(settings())
+    free = Config.from_dict(settings(checkpoint__keep=9, allreduce__colors=2, data__dir="x", log_every_steps=1))
+    assert one.difference(free, free=MAY_CHANGE) is None
+    assert one.difference(free) == "config.allreduce.colors is None there and 2 here"
+    other = Config.from_dict(settings(model__width=5))
+    assert one.difference(other, free=MAY_CHANGE) == "config.model.width is 48 there and 5 here"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "num_examples", "total"),
+    [(30.0, 64, 1437, 674), (1.0, 10, 100, 10), (0.5, 10, 100, 5), (1.0, 64, 10, 1), (3.0, 100, 250, 8)],
+)
+def test_the_last_batch_reaches_the_end_of_the_last_epoch(epochs, batch_size, num_examples, total):
+    config = Config.from_dict(settings(epochs=epochs, batch_size=batch_size, schedule__warmup_epochs=0.0))
+    plan = Plan.of(config, num_examples)
+    assert plan.total_steps == total
+    assert (total - 1) * batch_size < epochs * num_examples <= total * batch_size
+    assert total in plan.eval_steps
+    assert total in plan.save_steps
+
+
+def test_evaluations_and_saves_come_as_often_as_asked():
+    plan = Plan.of(Config.from_dict(settings(eval_every_epochs=10, checkpoint__every_epochs=15.0)), 640)
+    assert (sorted(plan.eval_steps), sorted(plan.save_steps)) == ([100, 200, 300], [150, 300])
+
+
+def test_the_rate_is_scaled_in_proportion_to_the_batch():
+    plan = Plan.of(Config.from_dict(settings(batch_size=256, schedule__base_rate=0.1)), 1000)
+    assert plan.peak_rate == pytest.approx(0.4)
+
+
+def test_a_world_that_the_config_does_not_fit_is_refused():
+    config = Config.from_dict(settings(batch_size=4, allreduce__colors=3))
+    check_world(config, 4)
+    with pytest.raises(ValueError, match=r"config\.batch_size is 4, the world has 5 ranks: raise it to 5 or more"):
+        check_world(config, 5)
+    with pytest.raises(ValueError, match=r"3 colors need at least 3 ranks, this world has 2"):
+        check_world(config, 2)

@@ -1,0 +1,47 @@
+"""Importing any module starts nothing: no MPI, no JAX back end, no thread."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+CHECK = """
+import importlib, sys, threading
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert "mpi4py.MPI" not in sys.modules, "MPI is open"
+assert "tensorflow" not in sys.modules
+if "jax" in sys.modules:
+    from jax._src import xla_bridge
+    assert not xla_bridge.backends_are_initialized(), "JAX has a back end"
+assert threading.active_count() == 1, threading.enumerate()
+"""
+PURE = [
+    "jaxdp.cli",
+    "jaxdp.collectives.algorithms",
+    "jaxdp.collectives.phases",
+    "jaxdp.collectives.run_numpy",
+    "jaxdp.collectives.schedule",
+    "jaxdp.collectives.verify",
+    "jaxdp.config",
+    "jaxdp.data.order",
+    "jaxdp.plan",
+]
+
+
+def modules():
+    for path in sorted((ROOT / "jaxdp").rglob("*.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def run(code, *names):
+    ended = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_importing_starts_nothing():
+    run(CHECK, *modules())
+
+
+def test_pure_modules_need_neither_jax_nor_mpi():
+    run(CHECK + "assert not {'jax', 'mpi4py', 'flax'} & set(sys.modules)", *PURE)
