@@ -101,9 +101,13 @@ def main(
         first = of_world.bcast(arguments)
         with of_world.together():
             if arguments != first:
-                assert arguments.config is not None
-                difference = first.config.difference(arguments.config) or "another flag"
-                raise ValueError(f"all ranks need the same command line and config, there on rank 0: {difference}")
+                difference = None
+                if first.config is not None and arguments.config is not None:
+                    difference = first.config.difference(arguments.config)
+                raise ValueError(
+                    "all ranks need the same command line and config: "
+                    + (f"{difference}, there being rank 0" if difference else f"{first} on rank 0, {arguments} here")
+                )
         compat.prepare_process(threads=of_world.threads)
         work(arguments, of_world)
 

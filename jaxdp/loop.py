@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import time
 from typing import Any
 
 import jax
@@ -20,11 +19,12 @@ from jaxdp.data.order import Deal, Order
 from jaxdp.data.source import Source, Split, open_source, prepare_digits
 from jaxdp.engine import LocalEngine
 from jaxdp.evaluation import Evaluation
-from jaxdp.metrics import MetricsWriter, Progress, TrainLog, read_metrics
+from jaxdp.metrics import read_metrics
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
+from jaxdp.report import Report, banner, evaluation_line
 from jaxdp.state import TrainState
 from jaxdp.step import Task
 from jaxdp.workdir import claim_workdir
@@ -81,70 +81,54 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
     state, position = restore(run, checkpoints)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
     if world.is_root:
-        print(_banner(run, workdir, train_split, test_split, position), flush=True)
-    if world.bcast(_nothing_left(workdir, position, run.plan, end)):
-        if world.is_root:
-            print(f"nothing to do: step {position.step} of {run.plan.total_steps} is done already", flush=True)
+        print(banner(run, workdir, train_split, test_split, position), flush=True)
+    if world.bcast(world.is_root and _nothing_left(workdir, position, run.plan, end)):
         if checkpoints is not None:
+            print(f"nothing to do: step {position.step} of {run.plan.total_steps} is done already", flush=True)
             checkpoints.close()
         return
 
-    writer = MetricsWriter(workdir, resume_step=position.step) if world.is_root else None
-    progress = Progress(run.plan.total_steps, first_step=position.step) if world.is_root else None
+    report = Report(run, workdir, first_step=position.step, end_step=end) if world.is_root else None
     train_step = run.engine.train_step(run.task, run.optimizer, state, bucket_bytes=config.allreduce.bucket_bytes)
     evaluate = run.evaluation(test_split)
-    log = TrainLog(config.batch_size)
-    started = time.perf_counter()
-    previous: tuple[int, dict[str, Any]] | None = None
+    in_flight: tuple[int, dict[str, Any]] | None = None
     results: dict[str, float] = {}
 
     def settle() -> None:
-        """Waits for the step before; rank 0 notes its metrics, and writes a line where one is due."""
-        nonlocal previous
-        if previous is None:
-            return
-        (step, values), previous = previous, None
-        jax.block_until_ready(values)
-        if writer is None or progress is None:
-            return
-        log.add(values)
-        if step % config.log_every_steps == 0 or step == end:
-            means, seconds_per_step = log.take()
-            means["learning_rate"] = float(run.learning_rate(step - 1))
-            writer.write(step, epoch=run.plan.epoch(step), **means)
-            progress.update(step, epoch=run.plan.epoch(step), values=means, seconds_per_step=seconds_per_step)
+        """Waits for the step in flight, and has it reported."""
+        nonlocal in_flight
+        if in_flight is not None:
+            (step, values), in_flight = in_flight, None
+            jax.block_until_ready(values)
+            if report is not None:
+                report.trained(step, values)
 
     for done, batch in enumerate(_batches(run, train_split, position.step, end), position.step + 1):
-        # Step n is on its way before the metrics of step n - 1 are waited for, so that devices never idle.
+        # Step n is on its way before step n - 1 is waited for, so that devices never idle.
         state, values = train_step(state, batch)
         settle()
-        previous = (done, values)
-        evaluates, saves = done in run.plan.eval_steps, done in run.plan.save_steps or done == end
-        if evaluates or saves:
+        in_flight = done, values
+        if done in run.plan.eval_steps:
             settle()
-            if evaluates:
-                results = evaluate(state)
-                if writer is not None and progress is not None:
-                    writer.write(done, epoch=run.plan.epoch(done), **results)
-                    progress.say(_evaluation_line(done, run.plan, results))
-            if saves and checkpoints is not None:
+            results = evaluate(state)
+            if report is not None:
+                report.evaluated(done, results)
+        if done in run.plan.save_steps or done == end:
+            settle()
+            if checkpoints is not None:
                 checkpoints.save(state, dataclasses.replace(position, step=done))
-            log.restart_clock()
+            if report is not None:
+                report.restart_clock()
 
     if end == run.plan.total_steps and not results:
         results = evaluate(state)
     if checkpoints is not None:
         checkpoints.close()
-    if writer is not None and progress is not None:
-        seconds = time.perf_counter() - started
-        progress.close()
+    if report is not None:
         if end == run.plan.total_steps:
-            rate = (end - position.step) * config.batch_size / seconds
-            writer.write(end, summary=True, **results, seconds=seconds, images_per_second=rate)
-            print(_summary_line(results, seconds, rate, workdir), flush=True)
+            report.finished(results)
         else:
-            print(f"stopped at step {end} as asked: start again to go on from there", flush=True)
-        writer.close()
+            report.stopped()
     world.barrier()
 
 
@@ -161,7 +145,7 @@ def evaluate_run(config: Config, workdir: pathlib.Path, world: World) -> None:
     results = run.evaluation(test_split)(state)
     if checkpoints is not None:
         checkpoints.close()
-        print(_evaluation_line(position.step, run.plan, results), flush=True)
+        print(evaluation_line(position.step, run.plan, results), flush=True)
 
 
 def build(config: Config, world: World) -> Run:
@@ -237,47 +221,8 @@ def _batches(run: Run, split: Split, first: int, end: int) -> Any:
     return feed.ahead(host_batches, run.engine.place, depth=run.config.data.prefetch)
 
 
-def _banner(run: Run, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:
-    world, plan = run.world, run.plan
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.first_state.params))
-    per_rank = run.deal.rank_bounds[1:] - run.deal.rank_bounds[:-1]
-    rows = f"{per_rank.max()}" if per_rank.min() == per_rank.max() else f"{per_rank.min()} to {per_rank.max()}"
-    memory = (train.nbytes + test.nbytes) / 2**20
-    lines = [
-        ("world", f"{world.size} ranks, {world.local_size} on {world.host}, {world.threads} threads a rank"),
-        ("devices", run.engine.description),
-        ("MPI", world.library),
-        ("allreduce", run.engine.allreduce.description if world.size > 1 else "none: a world of one"),
-        ("model", f"{run.config.model.name}, {parameters:,} parameters"),
-        (
-            "data",
-            f"{run.source.name}, {plan.num_examples:,} + {test.num_examples:,} images, {memory:.1f} MiB a rank in RAM",
-        ),
-        ("batch", f"{plan.batch_size} = {rows} a rank, peak rate {plan.peak_rate:.4g}"),
-        ("steps", f"{plan.total_steps} = {run.config.epochs:g} epochs, {plan.warmup_steps} of warmup"),
-        ("workdir", f"{workdir}"),
-    ]
-    if position.step:
-        lines.append(("resume", f"goes on from step {position.step}, epoch {plan.epoch(position.step):.2f}"))
-    return "\n".join([f"jaxdp {__version__}", *(f"  {name:10}{text}" for name, text in lines)])
-
-
 def _nothing_left(workdir: pathlib.Path, position: Position, plan: Plan, end: int) -> bool:
     if position.step < plan.total_steps:
         return position.step >= end
     # A job that is killed after its last save has not summed up yet.
     return any(line.get("summary") for line in read_metrics(workdir))
-
-
-def _evaluation_line(step: int, plan: Plan, results: dict[str, float]) -> str:
-    return (
-        f"step {step}  epoch {plan.epoch(step):.2f}  test loss {results['test_loss']:.4f}  "
-        f"test accuracy {results['test_accuracy']:.4f}"
-    )
-
-
-def _summary_line(results: dict[str, float], seconds: float, rate: float, workdir: pathlib.Path) -> str:
-    return (
-        f"finished: test accuracy {results['test_accuracy']:.4f}, {seconds:.1f} s, {rate:.0f} images/s, "
-        f"metrics in {workdir / 'metrics.jsonl'}"
-    )

@@ -16,7 +16,7 @@ RESNET = "--config=tests/configs/resnet.py"
 @pytest.fixture(scope="module")
 def digits(jobs):
     """The default config, whole, on 2 ranks."""
-    return jobs.train(2, "digits")
+    return jobs.train(2, "digits", "--config.allreduce.colors=2")
 
 
 def test_the_default_config_trains_to_98_percent(jobs, digits):
@@ -51,13 +51,14 @@ def test_a_person_sees_the_run(digits):
 @pytest.mark.usefixtures("digits")
 def test_a_finished_run_says_so(jobs):
     before = jobs.metrics("digits")
-    again = jobs.train(2, "digits")
+    again = jobs.train(2, "digits", "--config.allreduce.colors=2")
     assert "nothing to do: step 674 of 674 is done already" in again.out
     assert jobs.metrics("digits") == before
 
 
 @pytest.mark.usefixtures("digits")
 def test_evaluate_restores_and_finds_the_same_on_any_number_of_ranks(jobs):
+    """Also on fewer ranks than the run has colors."""
     summary = jobs.metrics("digits")[-1]
     for ranks in (0, 3):
         ended = jobs.run(ranks, "-m", "jaxdp.evaluate", f"--workdir={jobs.folder / 'digits'}")

@@ -1,0 +1,112 @@
+"""What rank 0 says and writes about a run as it goes."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxdp import __version__
+from jaxdp.metrics import MetricsWriter, Progress, TrainLog
+
+if TYPE_CHECKING:
+    from jaxdp.checkpoint import Position
+    from jaxdp.data.source import Split
+    from jaxdp.loop import Run
+    from jaxdp.plan import Plan
+
+
+class Report:
+    """Lines for a person and for metrics.jsonl and TensorBoard; on rank 0 only.
+
+    Args:
+      run: built.
+      workdir: of the run.
+      first_step: steps done before.
+      end_step: where this job ends.
+    """
+
+    def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int):
+        self._run, self._workdir, self._first_step, self._end_step = run, workdir, first_step, end_step
+        self._writer = MetricsWriter(workdir, resume_step=first_step)
+        self._progress = Progress(run.plan.total_steps, first_step=first_step)
+        self._log = TrainLog(run.config.batch_size)
+        self._started = time.perf_counter()
+
+    def trained(self, step: int, values: dict[str, Any]) -> None:
+        """A step is done; writes a line where one is due.
+
+        One is due at every save too: a resumed run cannot know the metrics of the steps before it.
+        """
+        run = self._run
+        self._log.add(values)
+        if step % run.config.log_every_steps == 0 or step in run.plan.save_steps or step == self._end_step:
+            means, seconds_per_step = self._log.take()
+            means["learning_rate"] = float(run.learning_rate(step - 1))
+            self._writer.write(step, epoch=run.plan.epoch(step), **means)
+            self._progress.update(step, epoch=run.plan.epoch(step), values=means, seconds_per_step=seconds_per_step)
+
+    def evaluated(self, step: int, results: dict[str, float]) -> None:
+        """The test split has been evaluated."""
+        self._writer.write(step, epoch=self._run.plan.epoch(step), **results)
+        self._progress.say(evaluation_line(step, self._run.plan, results))
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves what has just been done (an evaluation, a save) out of the pace of the steps."""
+        self._log.restart_clock()
+
+    def finished(self, results: dict[str, float]) -> None:
+        """The run has ended: the summary."""
+        seconds = time.perf_counter() - self._started
+        rate = (self._end_step - self._first_step) * self._run.config.batch_size / seconds
+        self._writer.write(self._end_step, summary=True, **results, seconds=seconds, images_per_second=rate)
+        self._close(
+            f"finished: test accuracy {results['test_accuracy']:.4f}, {seconds:.1f} s, {rate:.0f} images/s, "
+            f"metrics in {self._workdir / 'metrics.jsonl'}"
+        )
+
+    def stopped(self) -> None:
+        """The job ends before the run, as asked."""
+        self._close(f"stopped at step {self._end_step} as asked: start again to go on from there")
+
+    def _close(self, last_words: str) -> None:
+        self._progress.close()
+        self._writer.close()
+        print(last_words, flush=True)
+
+
+def banner(run: Run, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:
+    """The block that says what is about to run."""
+    world, plan = run.world, run.plan
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.first_state.params))
+    per_rank = run.deal.rank_bounds[1:] - run.deal.rank_bounds[:-1]
+    rows = f"{per_rank.max()}" if per_rank.min() == per_rank.max() else f"{per_rank.min()} to {per_rank.max()}"
+    memory = (train.nbytes + test.nbytes) / 2**20
+    lines = [
+        ("world", f"{world.size} ranks, {world.local_size} on {world.host}, {world.threads} threads a rank"),
+        ("devices", run.engine.description),
+        ("MPI", world.library),
+        ("allreduce", run.engine.allreduce.description if world.size > 1 else "none: a world of one"),
+        ("model", f"{run.config.model.name}, {parameters:,} parameters"),
+        (
+            "data",
+            f"{run.source.name}, {plan.num_examples:,} + {test.num_examples:,} images, {memory:.1f} MiB a rank in RAM",
+        ),
+        ("batch", f"{plan.batch_size} = {rows} a rank, peak rate {plan.peak_rate:.4g}"),
+        ("steps", f"{plan.total_steps} = {run.config.epochs:g} epochs, {plan.warmup_steps} of warmup"),
+        ("workdir", f"{workdir}"),
+    ]
+    if position.step:
+        lines.append(("resume", f"goes on from step {position.step}, epoch {plan.epoch(position.step):.2f}"))
+    return "\n".join([f"jaxdp {__version__}", *(f"  {name:10}{text}" for name, text in lines)])
+
+
+def evaluation_line(step: int, plan: Plan, results: dict[str, float]) -> str:
+    """The results of an evaluation, for a person."""
+    return (
+        f"step {step}  epoch {plan.epoch(step):.2f}  test loss {results['test_loss']:.4f}  "
+        f"test accuracy {results['test_accuracy']:.4f}"
+    )

@@ -1,0 +1,73 @@
+"""The README's commands and configs work as they stand."""
+
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from jaxdp import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands():
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [line.split("#")[0].split() for line in lines if line]
+
+
+def test_the_first_command_trains(jobs):
+    """As written, but shorter and into a folder of the test's."""
+    command = next(words for words in commands() if words[0] == "./launch/train")
+    shorter = ["--config.epochs=3.0", f"--workdir={jobs.folder / 'readme'}"]
+    ended = subprocess.run(
+        [*command, *shorter], cwd=ROOT, env=jobs.environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "finished: test accuracy" in ended.stdout
+
+
+def test_the_second_command_is_what_ci_runs():
+    assert ["./launch/test"] in commands()
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec ./launch/test")
+
+
+def test_the_clusters_commands_are_understood():
+    for words in commands():
+        if "jaxdp.train" in words:
+            assert cli.parse_train(words[words.index("jaxdp.train") :]).config is not None
+        if "jaxdp.evaluate" in words:
+            assert cli.parse_evaluate(words[words.index("jaxdp.evaluate") :]).workdir
+
+
+def test_the_config_is_one(tmp_path, monkeypatch):
+    (code,) = (block for block in blocks("python") if "get_config" in block)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(ROOT)
+    assert cli.parse_train(["train", f"--config={tmp_path / 'mine.py'}"]).config.optimizer.name == "lars"
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
+
+
+def test_scripts_can_be_executed():
+    for path in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]:
+        assert os.access(path, os.X_OK) or path.suffix == ".sh"
+
+
+def test_the_drawing_is_of_the_trees_that_the_code_lays():
+    from jaxdp.collectives.algorithms import multicolor
+
+    schedule = multicolor(6, colors=2, arity=2)
+    up = {(move.chunk, move.dst, move.src) for index in range(2) for move in schedule.round(index)}
+    first = {(0, 0, 1), (0, 0, 2), (0, 1, 3), (0, 1, 4), (0, 2, 5)}
+    second = {(1, 3, 4), (1, 3, 5), (1, 4, 0), (1, 4, 1), (1, 5, 2)}
+    assert up == first | second
