@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
 import sys
 import time
@@ -56,19 +55,16 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 class Progress:
     """Lines about the run for a person: a bar that stays in place on a terminal, plain lines elsewhere.
 
-    mpirun hands output on through a pipe, so that a rank cannot see the terminal: whoever starts it there may
-    set JAXDP_PROGRESS=bar.
-
     Args:
       total_steps: of the run.
       first_step: steps done before.
-      out: where to.
+      bar: whether `out` is a terminal.
+      out: where to; standard output if not given.
     """
 
-    def __init__(self, total_steps: int, *, first_step: int, out: TextIO | None = None):
+    def __init__(self, total_steps: int, *, first_step: int, bar: bool, out: TextIO | None = None):
         self._out = out or sys.stdout
         self._total = total_steps
-        bar = self._out.isatty() or os.environ.get("JAXDP_PROGRESS") == "bar"
         self._bar = (
             tqdm(
                 total=total_steps, initial=first_step, file=self._out, bar_format="{percentage:3.0f}%|{bar:20}| {desc}"

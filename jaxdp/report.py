@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import jax
 
 from jaxdp import __version__
 from jaxdp.metrics import MetricsWriter, Progress, TrainLog
+from jaxdp.world import is_launched
 
 if TYPE_CHECKING:
     from jaxdp.checkpoint import Position
@@ -31,7 +34,7 @@ class Report:
     def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int):
         self._run, self._workdir, self._first_step, self._end_step = run, workdir, first_step, end_step
         self._writer = MetricsWriter(workdir, resume_step=first_step)
-        self._progress = Progress(run.plan.total_steps, first_step=first_step)
+        self._progress = Progress(run.plan.total_steps, first_step=first_step, bar=_on_terminal())
         self._log = TrainLog(run.config.batch_size)
         self._started = time.perf_counter()
 
@@ -76,6 +79,11 @@ class Report:
         self._progress.close()
         self._writer.close()
         print(last_words, flush=True)
+
+
+def _on_terminal() -> bool:
+    # A launcher hands output on, through a pipe or a terminal of its own: only whoever starts it can tell.
+    return os.environ.get("JAXDP_PROGRESS") == "bar" or (sys.stdout.isatty() and not is_launched())
 
 
 def banner(run: Run, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:

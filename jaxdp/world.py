@@ -127,6 +127,11 @@ class World:
         raise AssertionError("MPI_Abort returned")
 
 
+def is_launched() -> bool:
+    """Whether an MPI launcher has started this process: then its output goes through the launcher."""
+    return any(size_name in os.environ for _, size_name in _LAUNCHERS)
+
+
 def connect() -> World:
     """Opens MPI and finds this rank's place in it.
 
@@ -149,7 +154,7 @@ def connect() -> World:
         local_rank=local.rank,
         local_size=local.size,
         host=socket.gethostname(),
-        library=" ".join(MPI.Get_library_version().split("\n")[0].replace(",", " ").split()[:4]),
+        library=" ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].replace("Version:", "").split()),
         threads=max(1, int(share + 1e-9)),
         host_comm=comm.Dup(),
         data_comm=comm.Dup(),

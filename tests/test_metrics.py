@@ -32,10 +32,9 @@ def test_tensorboard_has_the_values(tmp_path):
     assert b"loss" in events.read_bytes()
 
 
-def test_plain_lines_where_there_is_no_terminal(monkeypatch):
-    monkeypatch.delenv("JAXDP_PROGRESS", raising=False)
+def test_plain_lines_in_a_file():
     out = io.StringIO()
-    progress = Progress(100, first_step=0, out=out)
+    progress = Progress(100, first_step=0, bar=False, out=out)
     progress.update(20, epoch=1.5, values=VALUES, seconds_per_step=2.0)
     progress.close()
     assert out.getvalue() == (
@@ -43,10 +42,9 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch):
     )
 
 
-def test_a_bar_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setenv("JAXDP_PROGRESS", "bar")
+def test_a_bar_on_a_terminal():
     out = io.StringIO()
-    progress = Progress(100, first_step=0, out=out)
+    progress = Progress(100, first_step=0, bar=True, out=out)
     progress.update(20, epoch=1.5, values=VALUES, seconds_per_step=2.0)
     progress.say("a line that stays")
     progress.close()

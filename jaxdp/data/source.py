@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +168,9 @@ def _write_digits(config: DataConfig) -> None:
     if _is_prepared(folder, "digits"):
         return
     try:
-        _digits(folder).download_and_prepare()
+        # TFDS tells of a download, which this is not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            _digits(folder).download_and_prepare()
     except OSError as error:
         if _is_prepared(folder, "digits"):  # Another job was quicker.
             return

@@ -5,5 +5,13 @@ from configs.digits import get_config as digits
 
 def get_config():
     config = digits()
-    config.model = {"name": "resnet", "stage_sizes": (1, 1), "width": 4, "stem": "cifar", "zero_gamma": True}
+    config.model = {
+        "name": "resnet",
+        "stage_sizes": (1, 1),
+        "width": 4,
+        "stem": "cifar",
+        "zero_gamma": True,
+        "norm_momentum": 0.9,
+        "norm_epsilon": 1e-5,
+    }
     return config

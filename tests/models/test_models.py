@@ -5,7 +5,8 @@ import pytest
 
 from jaxdp.models.network import Network
 
-RESNET = {"stage_sizes": (1, 1), "width": 4, "stem": "cifar", "zero_gamma": False}
+NORM = {"norm_momentum": 0.9, "norm_epsilon": 1e-5}
+RESNET = {"stage_sizes": (1, 1), "width": 4, "stem": "cifar", "zero_gamma": False} | NORM
 
 
 def count(tree):
@@ -16,9 +17,9 @@ def count(tree):
     ("name", "options", "image_shape", "num_classes", "parameters", "statistics"),
     [
         # torchvision's resnet18; statistics: two a channel of every normalisation.
-        ("resnet18", {"stem": "imagenet", "zero_gamma": True}, (224, 224, 3), 1000, 11_689_512, 9_600),
+        ("resnet18", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 11_689_512, 9_600),
         # The same with a 3x3 stem and 10 classes: 3 x 64 x (49 - 9) and 513 x 990 fewer.
-        ("resnet18", {"stem": "cifar", "zero_gamma": True}, (32, 32, 3), 10, 11_173_962, 9_600),
+        ("resnet18", {"stem": "cifar", "zero_gamma": True} | NORM, (32, 32, 3), 10, 11_173_962, 9_600),
         ("cnn", {"width": 48}, (8, 8, 1), 10, 221_722, 0),
     ],
 )

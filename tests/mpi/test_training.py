@@ -18,7 +18,11 @@ from jaxdp.state import TrainState, fingerprint
 from jaxdp.step import Task
 
 NUM_EXAMPLES = 200
-MODELS = {"cnn": {"width": 4}, "resnet": {"stage_sizes": (1, 1), "width": 2, "stem": "cifar", "zero_gamma": False}}
+NORM = {"norm_momentum": 0.9, "norm_epsilon": 1e-5}
+MODELS = {
+    "cnn": {"width": 4},
+    "resnet": {"stage_sizes": (1, 1), "width": 2, "stem": "cifar", "zero_gamma": False} | NORM,
+}
 ALLREDUCE = AllreduceConfig("mpi4jax", "multicolor", None, None, bucket_bytes=10_000)
 
 
