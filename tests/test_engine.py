@@ -1,0 +1,73 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxdp.collectives.algorithms import multicolor
+from jaxdp.collectives.allreduce import Allreduce
+from jaxdp.data.feed import padded
+from jaxdp.data.order import Deal
+from jaxdp.engine import LocalEngine
+from jaxdp.models.network import Network
+from jaxdp.state import TrainState
+from jaxdp.step import Batch, Task
+
+OPTIONS = {
+    "stage_sizes": (1,),
+    "width": 4,
+    "stem": "cifar",
+    "zero_gamma": False,
+    "norm_momentum": 0.75,
+    "norm_epsilon": 1e-5,
+}
+
+
+class AWorldOfOne:
+    size, rank = 1, 0
+
+
+def step_on(num_devices, images, labels):
+    """The state and the metrics after one step with rate 0."""
+    network, params, stats = Network.create("resnet", OPTIONS, image_shape=(8, 8, 1), num_classes=10, seed=0)
+    given_up = jax.tree.map(lambda leaf: leaf + 0, (params, stats))
+    allreduce = Allreduce(multicolor(1, colors=1, arity=1), AWorldOfOne(), "")
+    engine = LocalEngine.create(allreduce, jax.devices()[:num_devices])
+    deal = Deal(len(labels), 1, num_devices)
+    task = Task(network, (0.5,), (0.25,), len(labels), deal.padded)
+    optimizer = optax.sgd(0.0)
+    state = engine.replicate(TrainState.create(*given_up, optimizer))
+    rows, size = deal.rows_of(0), num_devices * deal.per_device
+    batch = Batch(*(padded(part, rows, size) for part in (images, labels, np.ones(len(labels), bool))))
+    after, metrics = engine.train_step(task, optimizer, state, bucket_bytes=1000)(state, engine.place(batch))
+    return network, (params, stats), after, metrics
+
+
+@pytest.mark.parametrize("num_devices", [1, 3, 4])
+@pytest.mark.parametrize("num_examples", [3, 7, 12])
+def test_running_statistics_are_those_of_the_devices_weighted_by_their_examples(num_devices, num_examples):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (num_examples, 8, 8, 1), np.uint8)
+    labels = rng.integers(0, 10, num_examples).astype(np.int32)
+    network, (params, stats), after, metrics = step_on(num_devices, images, labels)
+
+    expected = jax.tree.map(np.zeros_like, stats)
+    losses = []
+    bounds = np.arange(num_devices + 1) * num_examples // num_devices
+    for first, end in zip(bounds, bounds[1:], strict=False):
+        if first < end:
+            pixels = (images[first:end] / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
+            logits, seen = network.apply(params, stats, pixels, train=True)
+            expected = jax.tree.map(lambda sum_, one, n=end - first: sum_ + one * n / num_examples, expected, seen)
+            losses += optax.softmax_cross_entropy_with_integer_labels(logits, labels[first:end]).tolist()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), after.stats, expected)
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, after.params, params)
+    assert int(after.step) == 1
+
+
+def test_every_device_has_the_same_state():
+    _, _, after, _ = step_on(4, np.ones((9, 8, 8, 1), np.uint8), np.zeros(9, np.int32))
+    for leaf in jax.tree.leaves(after):
+        copies = [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
+        assert len(copies) == 4
+        assert len(set(copies)) == 1
