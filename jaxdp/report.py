@@ -93,8 +93,9 @@ def banner(run: Run, workdir: pathlib.Path, train: Split, test: Split, position:
     per_rank = run.deal.rank_bounds[1:] - run.deal.rank_bounds[:-1]
     rows = f"{per_rank.max()}" if per_rank.min() == per_rank.max() else f"{per_rank.min()} to {per_rank.max()}"
     memory = (train.nbytes + test.nbytes) / 2**20
+    ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
     lines = [
-        ("world", f"{world.size} ranks, {world.local_size} on {world.host}, {world.threads} threads a rank"),
+        ("world", f"{ranks}, {world.local_size} on {world.host}, {world.threads} threads a rank"),
         ("devices", run.engine.description),
         ("MPI", world.library),
         ("allreduce", run.engine.allreduce.description if world.size > 1 else "none: a world of one"),
