@@ -80,6 +80,18 @@ def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
         assert values == pytest.approx(losses[1, 1], rel=5e-4)
 
 
+def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
+    slow = (*SHORT, "--config.schedule.base_rate=0.002", "--config.log_every_steps=1")
+    jobs.train(2, "same-ranks", *slow)
+    for ranks, stop in ((2, 7), (1, 25), (3, 45)):
+        jobs.train(ranks, "other-ranks", *slow, f"--stop_at_step={stop}")
+    same, other = (
+        [line["loss"] for line in jobs.metrics(run) if "loss" in line] for run in ("same-ranks", "other-ranks")
+    )
+    assert len(same) == 45
+    assert other == pytest.approx(same, rel=5e-4)
+
+
 @pytest.mark.parametrize(
     ("ranks", "devices", "arguments"),
     [
