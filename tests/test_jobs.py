@@ -192,11 +192,12 @@ def test_a_mistake_is_one_clear_message(jobs, argument):
     assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("where", ["step", "feed", "save", "exit"])
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_rank_that_fails_ends_the_job(jobs, rank, where):
-    if where == "save" and rank != 0:
-        pytest.skip("rank 0 alone saves")
+# Rank 0 alone saves.
+FAILURES = [("step", 0), ("step", 2), ("feed", 0), ("feed", 2), ("exit", 0), ("exit", 2), ("save", 0)]
+
+
+@pytest.mark.parametrize(("where", "rank"), FAILURES)
+def test_a_rank_that_fails_ends_the_job(jobs, where, rank):
     workdir = jobs.folder / f"fails-{where}-{rank}"
     begin = time.time()
     ended = jobs.run(
