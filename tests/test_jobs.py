@@ -95,13 +95,14 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
 @pytest.mark.parametrize(
     ("ranks", "devices", "arguments"),
     [
+        (0, 1, SHORT),
         (1, 1, SHORT),
         (3, 1, SHORT),
         (2, 2, SHORT),
         (3, 1, (*SHORT, RESNET)),
         (4, 1, (*SHORT, *LARS)),
     ],
-    ids=["1", "3", "2x2 devices", "resnet on 3", "lars on 4"],
+    ids=["without mpirun", "1", "3", "2x2 devices", "resnet on 3", "lars on 4"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
     name = request.node.callspec.id.replace(" ", "-")
