@@ -50,6 +50,8 @@ def make_allreduce(config: AllreduceConfig, comm: MPI.Intracomm) -> Allreduce:
     """
     colors = min(DEFAULT_COLORS, comm.size) if config.colors is None else config.colors
     arity = colors if config.arity is None else config.arity
-    schedule = ALGORITHMS[config.algorithm](comm.size, colors=colors, arity=arity)
+    algorithm = ALGORITHMS[config.algorithm]
+    settings = {"colors": colors, "arity": arity}
+    schedule = algorithm.schedule(comm.size, **{name: settings[name] for name in algorithm.options})
     description = f"{config.algorithm}, {colors} colors of arity {arity}, {schedule.num_rounds} rounds, by mpi4jax"
     return Allreduce(schedule, comm, description)

@@ -1,28 +1,26 @@
-"""Rounds to phases, in each of which a rank sends to at most one peer and receives from at most one."""
+"""Messages to phases, in each of which a rank sends to at most one peer and receives from at most one."""
 
 import collections
 import itertools
 from collections.abc import Sequence
 
-from jaxdp.collectives.schedule import Move
 
-
-def phases(moves: Sequence[Move]) -> list[list[int]]:
-    """Cuts a round into as few phases as can be: as many as the busiest rank sends or receives.
+def phases(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Deals messages out to as few phases as can be: as many as the busiest rank sends or receives.
 
     A proper edge colouring of the bipartite multigraph of senders and receivers with as many colours as its
     largest degree (Koenig 1916), by alternating paths. If every rank takes the phases in this order, and does
     its one send and its one receive of a phase together, no circle of ranks that wait can arise.
 
     Args:
-      moves: one round.
+      pairs: sender and receiver of each message.
 
     Returns:
-      The phases, as indices of moves; every move stands in exactly one of them.
+      The phases, as indices of messages; every message stands in exactly one of them.
     """
-    # A vertex is a rank as sender or as receiver; at each, which move has which phase.
+    # A vertex is a rank as sender or as receiver; at each, which message has which phase.
     at: dict[tuple[str, int], dict[int, int]] = collections.defaultdict(dict)
-    ends = [(("send", move.src), ("receive", move.dst)) for move in moves]
+    ends = [(("send", src), ("receive", dst)) for src, dst in pairs]
     phase_of: list[int] = []
     for index, (sender, receiver) in enumerate(ends):
         phase, other = _first_free(at[sender]), _first_free(at[receiver])

@@ -1,56 +1,108 @@
-"""A schedule run by mpi4jax inside jit: rounds as phases, one blocking exchange a phase."""
+"""A schedule run by mpi4jax inside jit: its program, one blocking exchange a phase."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdp import compat
-from jaxdp.collectives.phases import phases
+from jaxdp.collectives.program import Message, program
 from jaxdp.collectives.schedule import Schedule, chunk_bounds
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+_Cast = Callable[[jax.Array], jax.Array]
 
-def allreduce(payload: jax.Array, *, schedule: Schedule, comm: MPI.Intracomm) -> jax.Array:
+
+def allreduce(
+    payload: jax.Array,
+    *,
+    schedule: Schedule,
+    comm: MPI.Intracomm,
+    num_segments: int = 1,
+    wire: np.dtype | None = None,
+) -> jax.Array:
     """The sum over the ranks of a communicator, by a schedule; call it on all of them, inside jit on one device.
 
-    Every rank walks the phases of every round in the same order, and in each does its one send and its one
-    receive together, so no schedule can deadlock. Additions wait for the end of the round and then
-    follow the order of its moves, as in the oracle.
+    Every rank walks the phases of every step of the program in the same order, and in each does its one send and its
+    one receive together, so no schedule can deadlock. Additions wait for the end of the step and then
+    follow the order of the moves in their round, as in the oracle: the bits do not depend on the segments.
 
     Args:
       payload: [num_elements], of the same size and dtype on all ranks.
       schedule: for as many ranks as the communicator has.
       comm: a communicator that mpi4jax alone uses.
+      num_segments: into which each chunk is cut. The time to compile grows with the number of messages, which is
+        in proportion to it.
+      wire: bfloat16 or float16, to which values are rounded when they are sent; sums stay in the payload's dtype.
 
     Returns:
       [num_elements], the same bits on all ranks.
     """
     assert schedule.num_ranks == comm.size, "the schedule is for this communicator"
     rank = comm.rank
+    encode, decode = _wire_format(payload.dtype, wire)
+
     bounds = chunk_bounds(payload.size, schedule.num_chunks)
-    chunks = [payload[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
-    for index in range(schedule.num_rounds):
-        # Every rank leaves out an empty chunk (a payload of fewer elements than chunks): nothing crosses for it.
-        moves = [move for move in schedule.round(index) if chunks[move.chunk].size]
-        arrived = {}
-        for phase in phases(moves):
-            sends = next((moves[i] for i in phase if moves[i].src == rank), None)
-            incoming = next((i for i in phase if moves[i].dst == rank), None)
-            if incoming is None:
-                if sends is not None:
-                    compat.send(chunks[sends.chunk], dest=sends.dst, comm=comm)
+    segment_bounds = [
+        [start + bound for bound in chunk_bounds(end - start, num_segments)]
+        for start, end in zip(bounds, bounds[1:], strict=False)
+    ]
+    pieces = {
+        (chunk, segment): payload[start:end]
+        for chunk, inner in enumerate(segment_bounds)
+        for segment, (start, end) in enumerate(zip(inner, inner[1:], strict=False))
+    }
+
+    def packed(message: Message) -> jax.Array:
+        return encode(_joined([pieces[chunk, message.segment] for chunk in message.chunks]))
+
+    def size(message: Message) -> int:
+        return sum(pieces[chunk, message.segment].size for chunk in message.chunks)
+
+    for step in program(schedule, num_segments):
+        # All ranks leave out empty messages (a payload of fewer elements than pieces): nothing crosses for them.
+        outgoing = [next((m for m in phase if m.src == rank and size(m)), None) for phase in step]
+        incoming = [next((m for m in phase if m.dst == rank and size(m)), None) for phase in step]
+        for message in outgoing:
+            if message is not None and not message.reduce:
+                # The copies that leave are rounded, so the one that stays must be.
+                for chunk in message.chunks:
+                    pieces[chunk, message.segment] = decode(encode(pieces[chunk, message.segment]))
+        arrived = []
+        for sent, received in zip(outgoing, incoming, strict=True):
+            if received is None:
+                if sent is not None:
+                    compat.send(packed(sent), dest=sent.dst, comm=comm)
                 continue
-            source, like = moves[incoming].src, chunks[moves[incoming].chunk]
-            if sends is None:
-                arrived[incoming] = compat.recv(like, source=source, comm=comm)
+            like = jnp.empty(size(received), payload.dtype if wire is None else jnp.uint16)
+            if sent is None:
+                values = compat.recv(like, source=received.src, comm=comm)
             else:
-                arrived[incoming] = compat.sendrecv(chunks[sends.chunk], like, source=source, dest=sends.dst, comm=comm)
-        for i in sorted(arrived):
-            chunk = moves[i].chunk
-            chunks[chunk] = chunks[chunk] + arrived[i] if moves[i].reduce else arrived[i]
-    return jnp.concatenate(chunks)
+                values = compat.sendrecv(packed(sent), like, source=received.src, dest=sent.dst, comm=comm)
+            ends = np.cumsum([pieces[chunk, received.segment].size for chunk in received.chunks])
+            parts = jnp.split(decode(values), ends[:-1])
+            for chunk, place, part in zip(received.chunks, received.moves, parts, strict=True):
+                arrived.append((place, (chunk, received.segment), part, received.reduce))
+        for _, where, part, reduce in sorted(arrived, key=lambda entry: entry[0]):
+            pieces[where] = pieces[where] + part if reduce else part
+    return _joined(list(pieces.values()))
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+
+def _wire_format(payload: np.dtype, wire: np.dtype | None) -> tuple[_Cast, _Cast]:
+    """To what is sent, and back. MPI knows no 16-bit floats: their bits cross as integers."""
+    if wire is None:
+        return lambda x: x, lambda x: x
+    return (
+        lambda x: jax.lax.bitcast_convert_type(x.astype(wire), jnp.uint16),
+        lambda x: jax.lax.bitcast_convert_type(x, wire).astype(payload),
+    )

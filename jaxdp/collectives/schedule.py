@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Move(NamedTuple):
@@ -63,19 +64,18 @@ class Schedule:
             column.flags.writeable = False
 
     @classmethod
-    def from_rounds(cls, num_ranks: int, num_chunks: int, rounds: Iterable[Sequence[Move]]) -> "Schedule":
-        """The schedule of these rounds, in this order."""
-        rounds = [list(moves) for moves in rounds]
-        moves = [move for in_round in rounds for move in in_round]
-        table = np.array(moves, dtype=np.int32).reshape(-1, 4).T
+    def from_rounds(cls, num_ranks: int, num_chunks: int, rounds: Iterable[np.ndarray | Sequence[Move]]) -> "Schedule":
+        """The schedule of these rounds, in this order: each a list of moves, or what `moves` returns."""
+        tables = [np.asarray(in_round, np.int32).reshape(-1, 4) for in_round in rounds]
+        src, dst, chunk, reduce = np.concatenate([np.empty((0, 4), np.int32), *tables]).T
         return cls(
             num_ranks=num_ranks,
             num_chunks=num_chunks,
-            round_starts=np.cumsum([0] + [len(in_round) for in_round in rounds]),
-            src=table[0].copy(),
-            dst=table[1].copy(),
-            chunk=table[2].copy(),
-            reduce=table[3].astype(bool),
+            round_starts=np.cumsum([0] + [len(table) for table in tables]),
+            src=src.copy(),
+            dst=dst.copy(),
+            chunk=chunk.copy(),
+            reduce=reduce.astype(bool),
         )
 
     @property
@@ -104,6 +104,17 @@ class Schedule:
             chunk=self.chunk[mine],
             reduce=self.reduce[mine],
         )
+
+
+def moves(src: ArrayLike, dst: ArrayLike, chunk: ArrayLike, *, reduce: bool) -> np.ndarray:
+    """Many moves at once: int32 [num_moves, 4], the columns broadcast against one another, the last axis fastest."""
+    columns = np.broadcast_arrays(src, dst, chunk, int(reduce))
+    return np.stack([column.ravel() for column in columns], axis=1).astype(np.int32)
+
+
+def turned_round(in_round: np.ndarray) -> np.ndarray:
+    """The same moves from destination to source, as copies: an all-gather is a reduce-scatter turned round."""
+    return moves(in_round[:, 1], in_round[:, 0], in_round[:, 2], reduce=False)
 
 
 def chunk_bounds(num_elements: int, num_chunks: int) -> list[int]:

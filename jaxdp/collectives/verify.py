@@ -3,7 +3,7 @@
 from jaxdp.collectives.schedule import Schedule
 
 
-def verify(schedule: Schedule) -> None:
+def verify(schedule: Schedule, *, wire_rounds: bool = False) -> None:
     """Proves that every rank ends with the sum of all contributions, each exactly once, added in one order.
 
     Runs the schedule on expression trees, one for each (rank, chunk). Equal trees share one number, so that
@@ -12,26 +12,42 @@ def verify(schedule: Schedule) -> None:
 
     Args:
       schedule: the schedule to prove.
+      wire_rounds: whether values are rounded when they are sent (16 bits on the wire), which makes `rounded(x)` a
+        tree too. Whoever sends a chunk as a copy first rounds its own, as every executor does.
 
     Raises:
       ValueError: a contribution is missing or counted twice, or two ranks add in different orders; names
         the first chunk and rank for which that is so.
     """
-    trees: dict[tuple[int, int], int] = {}
+    sums: dict[tuple[int, int], int] = {}
+    rounded: dict[int, int] = {}
     leaves_of = [1 << rank for rank in range(schedule.num_ranks)]
     twice_in = [0] * schedule.num_ranks
 
     def add(left: int, right: int) -> int:
-        if (left, right) not in trees:
-            trees[left, right] = len(leaves_of)
+        if (left, right) not in sums:
+            sums[left, right] = len(leaves_of)
             leaves_of.append(leaves_of[left] | leaves_of[right])
             twice_in.append(twice_in[left] | twice_in[right] | (leaves_of[left] & leaves_of[right]))
-        return trees[left, right]
+        return sums[left, right]
+
+    def on_wire(tree: int) -> int:
+        if not wire_rounds:
+            return tree
+        if tree not in rounded:
+            rounded[tree] = new = len(leaves_of)
+            rounded[new] = new  # Rounding twice is rounding once.
+            leaves_of.append(leaves_of[tree])
+            twice_in.append(twice_in[tree])
+        return rounded[tree]
 
     held = [[rank] * schedule.num_chunks for rank in range(schedule.num_ranks)]
     for index in range(schedule.num_rounds):
         moves = schedule.round(index)
-        sent = [held[move.src][move.chunk] for move in moves]
+        for move in moves:
+            if not move.reduce:
+                held[move.src][move.chunk] = on_wire(held[move.src][move.chunk])
+        sent = [on_wire(held[move.src][move.chunk]) for move in moves]
         for move, tree in zip(moves, sent, strict=True):
             there = held[move.dst][move.chunk]
             held[move.dst][move.chunk] = add(there, tree) if move.reduce else tree
@@ -53,7 +69,7 @@ def verify(schedule: Schedule) -> None:
             if tree != held[0][chunk]:
                 raise ValueError(
                     f"replicas stay equal only with one order of additions: ranks 0 and {rank} add chunk "
-                    f"{chunk} in different orders"
+                    f"{chunk} in different orders{' or round it differently' if wire_rounds else ''}"
                 )
 
 

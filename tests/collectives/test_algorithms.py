@@ -6,76 +6,158 @@ import numpy as np
 import pytest
 
 from jaxdp.collectives import run_numpy
-from jaxdp.collectives.algorithms import multicolor
+from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
+from jaxdp.collectives.cost import counts
 from jaxdp.collectives.verify import verify
 
-WORLDS = [*range(1, 34), 48, 64, 100, 257]
+SAMPLED = [100, 127, 256, 500]
 
 
-def settings(num_ranks):
-    """Colors and arities for a world, the default among them."""
-    for colors in sorted({1, 2, 3, 4, 7, num_ranks} & set(range(1, min(num_ranks, 9) + 1))):
-        for arity in sorted({1, 2, colors}):
-            yield colors, arity
+def settings(name, num_ranks):
+    """The options of an algorithm that are worth trying in a world, the default among them."""
+    if name != "multicolor":
+        return [{}]
+    return [
+        {"colors": colors, "arity": arity}
+        for colors in sorted({1, 2, 3, 4, 7, num_ranks} & set(range(1, min(num_ranks, 9) + 1)))
+        for arity in sorted({1, 2, colors})
+    ]
 
 
-@pytest.mark.parametrize("num_ranks", WORLDS)
-def test_multicolor_is_an_allreduce(num_ranks):
-    for colors, arity in settings(num_ranks):
-        verify(multicolor(num_ranks, colors=colors, arity=arity))
+def schedules(num_ranks, names=tuple(ALGORITHMS)):
+    for name in names:
+        for options in settings(name, num_ranks):
+            yield name, options, ALGORITHMS[name].schedule(num_ranks, **options)
+
+
+@pytest.mark.parametrize("wire_rounds", [False, True])
+@pytest.mark.parametrize("num_ranks", [*range(1, 65), *SAMPLED])
+def test_every_algorithm_is_an_allreduce(num_ranks, wire_rounds):
+    for _, _, schedule in schedules(num_ranks):
+        verify(schedule, wire_rounds=wire_rounds)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_is_an_allreduce_of_1024_ranks(name):
+    options = {"colors": 4, "arity": 4} if name == "multicolor" else {}
+    verify(ALGORITHMS[name].schedule(1024, **options))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 8, 13])
 @pytest.mark.parametrize("num_elements", [1, 3, 50])
 def test_the_oracle_sums_exactly_and_alike(num_ranks, num_elements):
     payloads = [np.random.default_rng(rank).integers(-99, 99, num_elements) for rank in range(num_ranks)]
-    for colors, arity in settings(num_ranks):
-        results = run_numpy.allreduce(multicolor(num_ranks, colors=colors, arity=arity), payloads)
+    for _, _, schedule in schedules(num_ranks):
+        results = run_numpy.allreduce(schedule, payloads)
         assert all((result == np.sum(payloads, axis=0)).all() for result in results)
 
 
-def test_replicas_have_equal_bits_where_additions_round():
-    payloads = [np.random.default_rng(rank).standard_normal(1000, np.float32) for rank in range(7)]
-    results = run_numpy.allreduce(multicolor(7, colors=4, arity=4), payloads)
-    assert all(result.tobytes() == results[0].tobytes() for result in results)
-    np.testing.assert_allclose(results[0], np.sum(payloads, axis=0), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("wire", [np.float32, np.float16])
+@pytest.mark.parametrize("num_ranks", [2, 3, 7])
+def test_replicas_have_equal_bits_where_additions_round(num_ranks, wire):
+    payloads = [np.random.default_rng(rank).standard_normal(1000, np.float32) for rank in range(num_ranks)]
+    for _, _, schedule in schedules(num_ranks):
+        results = run_numpy.allreduce(schedule, payloads, on_wire=lambda x: x.astype(wire).astype(x.dtype))
+        assert all(result.tobytes() == results[0].tobytes() for result in results)
+        tolerance = 1e-5 if wire == np.float32 else 1e-2
+        np.testing.assert_allclose(results[0], np.sum(payloads, axis=0), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("num_ranks", WORLDS)
+@pytest.mark.parametrize("num_ranks", [*range(2, 34), *SAMPLED[:2]])
+def test_no_algorithm_moves_less_than_any_must(num_ranks):
+    for name, options, schedule in schedules(num_ranks):
+        found = counts(schedule)
+        assert found.lower_bound == 2 * (num_ranks - 1) / num_ranks
+        for bytes_of_rank in (found.sent, found.received):
+            assert bytes_of_rank.max() >= found.lower_bound - 1e-9
+        power_of_two = num_ranks & (num_ranks - 1) == 0
+        if name in ("ring", "direct") or (name == "halving_doubling" and power_of_two):
+            np.testing.assert_allclose(found.sent, found.lower_bound, rtol=1e-12)
+            np.testing.assert_allclose(found.received, found.lower_bound, rtol=1e-12)
+        assert options or found.fan_in == (num_ranks - 1 if name == "parameter_server" else 1)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 8, 13, 64])
+def test_multicolor_with_as_many_colors_as_ranks_meets_the_bound(num_ranks):
+    found = counts(multicolor(num_ranks, colors=num_ranks, arity=num_ranks))
+    np.testing.assert_allclose(found.sent, found.lower_bound, rtol=1e-12)
+    assert (found.rounds, found.fan_in) == (2, num_ranks - 1)
+
+
+@pytest.mark.parametrize("num_ranks", [*range(1, 66), 500])
+def test_the_rounds_are_those_of_the_docstrings(num_ranks):
+    p = num_ranks
+    q, log_q = 1, 0
+    while 2 * q <= p:
+        q, log_q = 2 * q, log_q + 1
+    ceil_log_p = log_q + (p > q)
+    for name, rounds in [
+        ("ring", 2 * (p - 1)),
+        ("direct", 2 * (p - 1)),
+        ("halving_doubling", 2 * log_q + 2 * (p > q)),
+        ("binomial", 2 * ceil_log_p),
+        ("parameter_server", 2 if p > 1 else 0),
+    ]:
+        assert counts(ALGORITHMS[name].schedule(p)).rounds == rounds, name
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 6, 8, 13, 64, 100])
+def test_the_bytes_are_those_of_the_docstrings(num_ranks):
+    p = num_ranks
+    rank = np.arange(p)
+
+    found = counts(ALGORITHMS["parameter_server"].schedule(p))
+    np.testing.assert_array_equal(found.sent, np.where(rank == 0, p - 1, 1))
+    np.testing.assert_array_equal(found.received, found.sent)
+
+    found = counts(ALGORITHMS["binomial"].schedule(p))
+    children = [sum(r % (2 * 2**i) == 0 and r + 2**i < p for i in range(10)) for r in range(p)]
+    np.testing.assert_array_equal(found.sent, children + (rank > 0))
+    np.testing.assert_array_equal(found.received, found.sent)
+    assert found.sent[0] == (p - 1).bit_length()
+
+    found = counts(ALGORITHMS["halving_doubling"].schedule(p))
+    q = 1 << (p.bit_length() - 1)
+    expected = np.where(rank < q, 2 * (q - 1) / q + (rank < p - q), 1)
+    np.testing.assert_allclose(found.sent, expected, rtol=1e-12)
+    np.testing.assert_allclose(found.received, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_ranks", [*range(1, 34), 48, 64, 100, 257])
 def test_multicolor_has_the_rounds_and_moves_of_its_docstring(num_ranks):
-    for colors, arity in settings(num_ranks):
-        schedule = multicolor(num_ranks, colors=colors, arity=arity)
+    for _, options, schedule in schedules(num_ranks, ["multicolor"]):
         depth, last = 0, num_ranks - 1
         while last > 0:
-            depth, last = depth + 1, (last - 1) // arity
+            depth, last = depth + 1, (last - 1) // options["arity"]
         assert schedule.num_rounds == 2 * depth
-        assert schedule.num_moves == 2 * (num_ranks - 1) * colors
+        assert schedule.num_moves == 2 * (num_ranks - 1) * options["colors"]
+        assert counts(schedule).fan_in <= options["arity"] * options["colors"]
 
 
-@pytest.mark.parametrize("num_ranks", WORLDS)
+@pytest.mark.parametrize("num_ranks", [*range(1, 34), 48, 64, 100, 257])
 def test_multicolor_spreads_internal_roles_as_evenly_as_can_be(num_ranks):
-    for colors, arity in settings(num_ranks):
-        schedule = multicolor(num_ranks, colors=colors, arity=arity)
+    for _, options, schedule in schedules(num_ranks, ["multicolor"]):
+        colors, arity = options["colors"], options["arity"]
         parents = set(zip(schedule.dst[schedule.reduce], schedule.chunk[schedule.reduce], strict=True))
         roles = collections.Counter(int(rank) for rank, _ in parents)
         internal = -(-(num_ranks - 1) // arity)
         assert len(parents) == internal * colors
-        counts = [roles[rank] for rank in range(num_ranks)]
-        assert min(counts) == internal * colors // num_ranks
-        assert max(counts) == -(-internal * colors // num_ranks)
+        role_counts = [roles[rank] for rank in range(num_ranks)]
+        assert min(role_counts) == internal * colors // num_ranks
+        assert max(role_counts) == -(-internal * colors // num_ranks)
         if arity == colors and num_ranks > 1:
-            assert (max(counts) <= 1) == (num_ranks % colors in (0, 1))
+            assert (max(role_counts) <= 1) == (num_ranks % colors in (0, 1))
 
 
-@pytest.mark.parametrize("num_ranks", WORLDS)
+@pytest.mark.parametrize("num_ranks", [*range(1, 34), 48, 64, 100, 257])
 def test_multicolor_sends_and_receives_what_its_docstring_says(num_ranks):
-    for colors, arity in settings(num_ranks):
-        schedule = multicolor(num_ranks, colors=colors, arity=arity)
+    for _, options, schedule in schedules(num_ranks, ["multicolor"]):
+        found = counts(schedule)
         adds = schedule.reduce
-        for rank in range(num_ranks):
-            not_root = np.sum(adds & (schedule.src == rank))
-            children = np.sum(adds & (schedule.dst == rank))
-            assert np.sum(schedule.src == rank) == np.sum(schedule.dst == rank) == not_root + children
+        not_root = np.bincount(schedule.src[adds], minlength=num_ranks)
+        children = np.bincount(schedule.dst[adds], minlength=num_ranks)
+        np.testing.assert_allclose(found.sent, (not_root + children) / options["colors"], rtol=1e-12)
+        np.testing.assert_allclose(found.received, (not_root + children) / options["colors"], rtol=1e-12)
 
 
 def test_two_colors_of_binary_trees_share_no_internal_rank():

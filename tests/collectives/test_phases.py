@@ -9,7 +9,7 @@ from jaxdp.collectives.schedule import Move
 
 
 def check(moves):
-    found = phases(moves)
+    found = phases([(move.src, move.dst) for move in moves])
     sent = collections.Counter(move.src for move in moves)
     received = collections.Counter(move.dst for move in moves)
     assert len(found) == max([*sent.values(), *received.values()], default=0)

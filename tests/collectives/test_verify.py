@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdp.collectives import run_numpy
-from jaxdp.collectives.algorithms import multicolor
+from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.schedule import Move, Schedule
 from jaxdp.collectives.verify import verify
 
@@ -44,32 +44,60 @@ def sums_right(schedule):
     return all((result == expected).all() for result in run_numpy.allreduce(schedule, payloads))
 
 
-def adds_in_one_order(schedule):
-    """By execution on text: `(a+b)` spells out the order."""
+class Text(str):
+    """A sum that spells out its order and where it was rounded: `(a+<b>)`."""
 
-    class Text(str):
-        __slots__ = ()
+    __slots__ = ()
 
-        def __add__(self, other):
-            return Text(f"({self!s}+{other!s})")
+    def __add__(self, other):
+        return Text(f"({self!s}+{other!s})")
 
+    def rounded(self):
+        return self if self.startswith("<") else Text(f"<{self!s}>")
+
+
+def ends_alike(schedule, wire_rounds):
+    """By execution on text."""
     payloads = [np.array([Text(rank)] * schedule.num_chunks, dtype=object) for rank in range(schedule.num_ranks)]
-    results = [result.tolist() for result in run_numpy.allreduce(schedule, payloads)]
-    return all(result == results[0] for result in results)
+    rounded = np.frompyfunc(Text.rounded, 1, 1)
+    results = run_numpy.allreduce(schedule, payloads, on_wire=rounded if wire_rounds else lambda x: x)
+    return all(result.tolist() == results[0].tolist() for result in results)
 
 
-@pytest.mark.parametrize(("num_ranks", "colors", "arity"), [(2, 1, 1), (3, 2, 2), (4, 2, 2), (5, 3, 2), (4, 4, 4)])
-def test_the_verdict_on_every_mutant_is_that_of_execution(num_ranks, colors, arity):
-    verdicts = {True: 0, False: 0}
-    for mutant in mutants(multicolor(num_ranks, colors=colors, arity=arity)):
-        try:
-            verify(mutant)
-            accepted = True
-        except ValueError:
-            accepted = False
-        assert accepted == (sums_right(mutant) and adds_in_one_order(mutant))
-        verdicts[accepted] += 1
-    assert verdicts[False] > 0
+def is_accepted(schedule, wire_rounds):
+    try:
+        verify(schedule, wire_rounds=wire_rounds)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("wire_rounds", [False, True])
+@pytest.mark.parametrize("num_ranks", [2, 3, 4, 5])
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_verdict_on_every_mutant_is_that_of_execution(name, num_ranks, wire_rounds):
+    algorithm = ALGORITHMS[name]
+    several = [{"colors": 1, "arity": 1}, {"colors": 2, "arity": 2}] if name == "multicolor" else [{}]
+    verdicts = []
+    for options in several:
+        for mutant in mutants(algorithm.schedule(num_ranks, **options)):
+            verdicts.append(is_accepted(mutant, wire_rounds))
+            assert verdicts[-1] == (sums_right(mutant) and ends_alike(mutant, wire_rounds))
+    assert False in verdicts
+
+
+def test_rounding_on_the_wire_alone_can_part_replicas():
+    """Ranks 0 and 2 find the same sum by themselves, but only that of rank 0 is sent on, and so rounded."""
+    rounds = [
+        [Move(2, 1, 0, True)],
+        [Move(0, 2, 0, False)],
+        [Move(1, 0, 0, True), Move(1, 2, 0, True)],
+        [Move(0, 1, 0, False)],
+    ]
+    schedule = Schedule.from_rounds(3, 1, rounds)
+    verify(schedule)
+    with pytest.raises(ValueError, match="ranks 0 and 2 add chunk 0 in different orders or round it differently"):
+        verify(schedule, wire_rounds=True)
 
 
 def test_a_missing_contribution_is_named():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdp.collectives import run_mpi4jax, run_numpy
-from jaxdp.collectives.algorithms import multicolor
+from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
 from jaxdp.collectives.schedule import Move, Schedule
 
 
@@ -14,20 +14,42 @@ def payloads(size, num_elements, dtype):
     return [np.random.default_rng(rank).standard_normal(num_elements).astype(dtype) for rank in range(size)]
 
 
-def run(world, schedule, values):
+def run(world, schedule, values, **options):
     return np.asarray(
-        jax.jit(lambda x: run_mpi4jax.allreduce(x, schedule=schedule, comm=world.device_comm))(values[world.rank])
+        jax.jit(lambda x: run_mpi4jax.allreduce(x, schedule=schedule, comm=world.device_comm, **options))(
+            values[world.rank]
+        )
     )
 
 
-@pytest.mark.parametrize("num_elements", [1, 2, 7, 1000, 100_003])
-def test_multicolor_gives_the_bits_of_the_oracle(world, num_elements):
-    for colors in range(1, world.size + 1):
-        for arity in {1, 2, colors}:
-            schedule = multicolor(world.size, colors=colors, arity=arity)
-            values = payloads(world.size, num_elements, np.float32)
-            expected = run_numpy.allreduce(schedule, values)[world.rank]
-            np.testing.assert_array_equal(run(world, schedule, values), expected)
+def schedules(size):
+    for name, algorithm in ALGORITHMS.items():
+        if algorithm.options:
+            yield from (
+                algorithm.schedule(size, colors=colors, arity=arity)
+                for colors in range(1, size + 1)
+                for arity in {1, 2, colors}
+            )
+        else:
+            yield ALGORITHMS[name].schedule(size)
+
+
+@pytest.mark.parametrize("num_segments", [1, 3])
+@pytest.mark.parametrize("num_elements", [1, 7, 10_003])
+def test_every_algorithm_gives_the_bits_of_the_oracle(world, num_elements, num_segments):
+    values = payloads(world.size, num_elements, np.float32)
+    for schedule in schedules(world.size):
+        expected = run_numpy.allreduce(schedule, values)[world.rank]
+        np.testing.assert_array_equal(run(world, schedule, values, num_segments=num_segments), expected)
+
+
+@pytest.mark.parametrize("wire", [jnp.bfloat16, jnp.float16])
+def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, wire):
+    values = payloads(world.size, 1_003, np.float32)
+    for schedule in schedules(world.size):
+        expected = run_numpy.allreduce(schedule, values, on_wire=lambda x: x.astype(wire).astype(x.dtype))
+        assert all(replica.tobytes() == expected[0].tobytes() for replica in expected)
+        np.testing.assert_array_equal(run(world, schedule, values, num_segments=2, wire=wire), expected[world.rank])
 
 
 def test_float64(world):

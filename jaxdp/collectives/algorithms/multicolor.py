@@ -1,6 +1,11 @@
 """The multi-color allreduce of Sreedhar et al. (arXiv 1711.00705): one tree a color, one chunk a tree."""
 
-from jaxdp.collectives.schedule import Move, Schedule
+import dataclasses
+
+import numpy as np
+
+from jaxdp.collectives.cost import Activity, Profile
+from jaxdp.collectives.schedule import Schedule, moves, turned_round
 
 
 def multicolor(num_ranks: int, *, colors: int, arity: int) -> Schedule:
@@ -14,8 +19,8 @@ def multicolor(num_ranks: int, *, colors: int, arity: int) -> Schedule:
     p mod k is 0 or 1. Two colors of binary trees are those of Sanders, Speck and Traeff (2009).
 
     Rounds: 2 depth, the depth being the level of position p - 1 (floor(log_a p) or one more; p - 1 for a = 1).
-    Moves: 2 (p - 1) a chunk. Rank r sends, and receives, n / k elements for every color of which it is not the
-    root, and once more for each of its children there: about 2 n in all if a = k.
+    Bytes: rank r sends, and receives, n / k for every color of which it is not the root, and once more for each of its
+    children there: about 2 n in all if a = k, against 2 n (p - 1) / p at least. Fan-in: a in each color.
 
     Args:
       num_ranks: p, 1 or more.
@@ -36,29 +41,50 @@ def multicolor(num_ranks: int, *, colors: int, arity: int) -> Schedule:
     if arity < 1:
         raise ValueError(f"a tree needs an arity of at least 1, not {arity}: set allreduce.arity to 1 or more")
 
-    num_internal = -(-(num_ranks - 1) // arity)
+    color = np.arange(colors)[:, None]
+    first = color * _num_internal(num_ranks, arity)
+
+    def up(child: np.ndarray) -> np.ndarray:
+        return moves((child + first) % num_ranks, ((child - 1) // arity + first) % num_ranks, color, reduce=True)
+
+    to_root = [up(level) for level in reversed(_levels(num_ranks, arity)[1:])]
+    return Schedule.from_rounds(num_ranks, colors, to_root + [turned_round(part) for part in reversed(to_root)])
+
+
+def multicolor_profile(num_ranks: int, *, colors: int, arity: int) -> Profile:
+    """One role a rank: which level it has in which color, and with how many children."""
     levels = _levels(num_ranks, arity)
+    level_of = np.repeat(np.arange(len(levels)), [len(level) for level in levels])
+    children_of = np.bincount((np.arange(1, num_ranks) - 1) // arity, minlength=num_ranks)
+    depth = len(levels) - 1
+    up = np.zeros((num_ranks, depth, len(dataclasses.fields(Activity))))
+    # Colors a whole world apart have the same tree, and so the same messages with several chunks in each.
+    places, num_chunks = np.unique(np.arange(colors) * _num_internal(num_ranks, arity) % num_ranks, return_counts=True)
+    rank = np.arange(num_ranks)
+    for place, size in zip(places, num_chunks / colors, strict=True):
+        position = (rank - place) % num_ranks
+        level = level_of[position]
+        # Once the rounds have come up to a rank it hears its children, and a round later it speaks to its parent.
+        parents, others = level < depth, level > 0
+        children = children_of[position[parents], None]
+        from_children = children * dataclasses.astuple(Activity(messages_in=1, received=size, added=size))
+        to_parent = dataclasses.astuple(Activity(messages_out=1, sent=size))
+        up[rank[parents], depth - 1 - level[parents]] += from_children
+        up[rank[others], depth - level[others]] += to_parent
+    # On the way down in and out have changed places, and nothing is added.
+    down = up[:, ::-1][..., [2, 3, 0, 1, 4]] * [1, 1, 1, 1, 0]
+    return Profile(np.concatenate([up, down], axis=1))
 
-    def rank_at(position: int, color: int) -> int:
-        return (position + color * num_internal) % num_ranks
 
-    def up(level: list[int]) -> list[Move]:
-        return [
-            Move(rank_at(child, color), rank_at((child - 1) // arity, color), color, True)
-            for color in range(colors)
-            for child in level
-        ]
-
-    to_root = [up(level) for level in reversed(levels[1:])]
-    from_root = [[Move(move.dst, move.src, move.chunk, False) for move in moves] for moves in reversed(to_root)]
-    return Schedule.from_rounds(num_ranks, colors, to_root + from_root)
+def _num_internal(num_ranks: int, arity: int) -> int:
+    return -(-(num_ranks - 1) // arity)
 
 
-def _levels(num_positions: int, arity: int) -> list[list[int]]:
+def _levels(num_positions: int, arity: int) -> list[np.ndarray]:
     """The positions of a complete heap, level by level from the root."""
-    levels: list[list[int]] = []
+    levels = []
     first, width = 0, 1
     while first < num_positions:
-        levels.append(list(range(first, min(first + width, num_positions))))
+        levels.append(np.arange(first, min(first + width, num_positions)))
         first, width = first + width, width * arity
     return levels

@@ -1,0 +1,150 @@
+"""What a schedule costs: rounds, bytes, fan-in, and its time by a model of the link."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdp.collectives.program import program
+from jaxdp.collectives.schedule import Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """The alpha-beta-gamma model (Thakur et al. 2005, section 3), for links that send and receive at once.
+
+    Attributes:
+      alpha: seconds that a message costs, whatever its size.
+      beta: seconds a byte on the wire.
+      gamma: seconds a byte of the payload to add.
+    """
+
+    alpha: float
+    beta: float
+    gamma: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What moves, without any model.
+
+    Attributes:
+      rounds: number of rounds.
+      sent, received: float64 [num_ranks], in payloads: 2.0 is twice the bytes of the payload.
+      fan_in: the most ranks from which one receives in one round.
+      lower_bound: 2 (p - 1) / p payloads, which every rank must send and receive at least (Patarasu and Yuan 2009).
+    """
+
+    rounds: int
+    sent: np.ndarray
+    received: np.ndarray
+    fan_in: int
+    lower_bound: float
+
+
+def counts(schedule: Schedule) -> Counts:
+    """The counts of a schedule."""
+    p = schedule.num_ranks
+    of_round = np.repeat(np.arange(schedule.num_rounds), np.diff(schedule.round_starts))
+    pairs = np.unique((of_round * p + schedule.dst) * p + schedule.src)
+    _, senders = np.unique(pairs // p, return_counts=True)
+    return Counts(
+        rounds=schedule.num_rounds,
+        sent=np.bincount(schedule.src, minlength=p) / schedule.num_chunks,
+        received=np.bincount(schedule.dst, minlength=p) / schedule.num_chunks,
+        fan_in=int(senders.max(initial=0)),
+        lower_bound=2 * (p - 1) / p,
+    )
+
+
+def simulate(
+    schedule: Schedule, num_bytes: float, link: Link, *, num_segments: int = 1, wire_ratio: float = 1.0
+) -> float:
+    """Seconds until the last rank is done, by walking the program of the blocking executor.
+
+    A message starts when both its ranks have come to its phase and takes alpha + beta x bytes; a rank leaves a phase
+    when its message out and its message in are through, and a step when it has added up what came.
+
+    Args:
+      schedule: any.
+      num_bytes: of the payload.
+      link: the model, the same for every pair of ranks.
+      num_segments: into which each chunk is cut.
+      wire_ratio: bytes on the wire for a byte of the payload.
+    """
+    size = num_bytes / schedule.num_chunks / num_segments
+    clock = np.zeros(schedule.num_ranks)
+    for step in program(schedule, num_segments):
+        adding = np.zeros(schedule.num_ranks)
+        for phase in step:
+            src, dst, num_chunks, reduce = np.array([(m.src, m.dst, len(m.chunks), m.reduce) for m in phase]).T
+            end = np.maximum(clock[src], clock[dst]) + link.alpha + link.beta * wire_ratio * size * num_chunks
+            # In a phase a rank is source once and destination once, so that neither line meets a rank twice.
+            clock[src] = np.maximum(clock[src], end)
+            clock[dst] = np.maximum(clock[dst], end)
+            adding[dst] += link.gamma * size * num_chunks * reduce
+        clock += adding
+    return float(clock.max())
+
+
+@dataclasses.dataclass(frozen=True)
+class Activity:
+    """What a rank does in one round.
+
+    Attributes:
+      messages_in, messages_out: how many.
+      received, sent: in payloads.
+      added: the part of what it receives that it adds up, in payloads.
+    """
+
+    messages_in: float = 0
+    received: float = 0
+    messages_out: float = 0
+    sent: float = 0
+    added: float = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile:
+    """What the busiest ranks do, round after round: a schedule's closed form, for any number of ranks.
+
+    Attributes:
+      table: float64 [num_roles, num_rounds, 5], the fields of Activity; every rank's activity is at most that of
+        one of the roles.
+    """
+
+    table: np.ndarray
+
+    @classmethod
+    def of(cls, *roles: Sequence[Activity]) -> Profile:
+        """The profile of ranks in these roles."""
+        return cls(
+            np.array([[dataclasses.astuple(a) for a in role] for role in roles], float).reshape(len(roles), -1, 5)
+        )
+
+    @classmethod
+    def balanced(cls, num_ranks: int) -> Profile:
+        """Of a reduce-scatter and an all-gather in which every rank sends and receives a chunk of n / p a round."""
+        chunk = 1 / num_ranks
+        reduce_scatter = Activity(messages_in=1, received=chunk, messages_out=1, sent=chunk, added=chunk)
+        all_gather = dataclasses.replace(reduce_scatter, added=0)
+        return cls.of([reduce_scatter] * (num_ranks - 1) + [all_gather] * (num_ranks - 1))
+
+    @functools.cached_property
+    def _running_sums(self) -> np.ndarray:
+        return np.pad(np.cumsum(self.table, axis=1), ((0, 0), (1, 0), (0, 0)))
+
+    def predict(self, num_bytes: float, link: Link, *, num_segments: int = 1, wire_ratio: float = 1.0) -> float:
+        """Seconds, each step of the pipeline lasting as long as its busiest rank needs; arguments as for `simulate`."""
+        rounds = self.table.shape[1]
+        step = np.arange(rounds + num_segments - 1)
+        first, end = np.maximum(0, step - num_segments + 1), np.minimum(step + 1, rounds)
+        in_step = self._running_sums[:, end] - self._running_sums[:, first]
+        messages_in, received, messages_out, sent, added = np.moveaxis(in_step, -1, 0)
+        segment = num_bytes / num_segments
+        wire = link.beta * wire_ratio * segment
+        busy = np.maximum(link.alpha * messages_in + wire * received, link.alpha * messages_out + wire * sent)
+        return float(np.sum(np.max(busy + link.gamma * segment * added, axis=0, initial=0)))
