@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,8 +59,28 @@ def counts(schedule: Schedule) -> Counts:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The links of a cluster.
+
+    Attributes:
+      between: two ranks of different nodes.
+      inside: two ranks of one node.
+      ranks_per_node: rank r is on node r // ranks_per_node.
+    """
+
+    between: Link
+    inside: Link
+    ranks_per_node: int
+
+    @classmethod
+    def flat(cls, link: Link) -> Network:
+        """All ranks alike."""
+        return cls(link, link, 1)
+
+
 def simulate(
-    schedule: Schedule, num_bytes: float, link: Link, *, num_segments: int = 1, wire_ratio: float = 1.0
+    schedule: Schedule, num_bytes: float, network: Network, *, num_segments: int = 1, wire_ratio: float = 1.0
 ) -> float:
     """Seconds until the last rank is done, by walking the program of the blocking executor.
 
@@ -71,7 +90,7 @@ def simulate(
     Args:
       schedule: any.
       num_bytes: of the payload.
-      link: the model, the same for every pair of ranks.
+      network: the model.
       num_segments: into which each chunk is cut.
       wire_ratio: bytes on the wire for a byte of the payload.
     """
@@ -81,11 +100,14 @@ def simulate(
         adding = np.zeros(schedule.num_ranks)
         for phase in step:
             src, dst, num_chunks, reduce = np.array([(m.src, m.dst, len(m.chunks), m.reduce) for m in phase]).T
-            end = np.maximum(clock[src], clock[dst]) + link.alpha + link.beta * wire_ratio * size * num_chunks
+            in_a_node = src // network.ranks_per_node == dst // network.ranks_per_node
+            alpha = np.where(in_a_node, network.inside.alpha, network.between.alpha)
+            beta = np.where(in_a_node, network.inside.beta, network.between.beta)
+            end = np.maximum(clock[src], clock[dst]) + alpha + beta * wire_ratio * size * num_chunks
             # In a phase a rank is source once and destination once, so that neither line meets a rank twice.
             clock[src] = np.maximum(clock[src], end)
             clock[dst] = np.maximum(clock[dst], end)
-            adding[dst] += link.gamma * size * num_chunks * reduce
+            adding[dst] += network.between.gamma * size * num_chunks * reduce
         clock += adding
     return float(clock.max())
 
@@ -114,16 +136,22 @@ class Profile:
     Attributes:
       table: float64 [num_roles, num_rounds, 5], the fields of Activity; every rank's activity is at most that of
         one of the roles.
+      in_a_node: bool [num_rounds], whether the messages of a round stay inside nodes.
     """
 
     table: np.ndarray
+    in_a_node: np.ndarray
 
     @classmethod
     def of(cls, *roles: Sequence[Activity]) -> Profile:
-        """The profile of ranks in these roles."""
-        return cls(
-            np.array([[dataclasses.astuple(a) for a in role] for role in roles], float).reshape(len(roles), -1, 5)
-        )
+        """The profile of ranks in these roles, in rounds between nodes."""
+        table = np.array([[dataclasses.astuple(activity) for activity in role] for role in roles], float)
+        return cls.of_table(table.reshape(len(roles), -1, len(dataclasses.fields(Activity))))
+
+    @classmethod
+    def of_table(cls, table: np.ndarray) -> Profile:
+        """The same from a table."""
+        return cls(table, np.zeros(table.shape[1], bool))
 
     @classmethod
     def balanced(cls, num_ranks: int) -> Profile:
@@ -133,18 +161,22 @@ class Profile:
         all_gather = dataclasses.replace(reduce_scatter, added=0)
         return cls.of([reduce_scatter] * (num_ranks - 1) + [all_gather] * (num_ranks - 1))
 
-    @functools.cached_property
-    def _running_sums(self) -> np.ndarray:
-        return np.pad(np.cumsum(self.table, axis=1), ((0, 0), (1, 0), (0, 0)))
-
-    def predict(self, num_bytes: float, link: Link, *, num_segments: int = 1, wire_ratio: float = 1.0) -> float:
+    def predict(self, num_bytes: float, network: Network, *, num_segments: int = 1, wire_ratio: float = 1.0) -> float:
         """Seconds, each step of the pipeline lasting as long as its busiest rank needs; arguments as for `simulate`."""
-        rounds = self.table.shape[1]
-        step = np.arange(rounds + num_segments - 1)
-        first, end = np.maximum(0, step - num_segments + 1), np.minimum(step + 1, rounds)
-        in_step = self._running_sums[:, end] - self._running_sums[:, first]
-        messages_in, received, messages_out, sent, added = np.moveaxis(in_step, -1, 0)
         segment = num_bytes / num_segments
-        wire = link.beta * wire_ratio * segment
-        busy = np.maximum(link.alpha * messages_in + wire * received, link.alpha * messages_out + wire * sent)
-        return float(np.sum(np.max(busy + link.gamma * segment * added, axis=0, initial=0)))
+        alpha = np.where(self.in_a_node, network.inside.alpha, network.between.alpha)
+        beta = np.where(self.in_a_node, network.inside.beta, network.between.beta) * wire_ratio * segment
+        messages_in, received, messages_out, sent, added = np.moveaxis(self.table, -1, 0)
+
+        # Step t does the rounds from t - S + 1 to t.
+        step = np.arange(self.table.shape[1] + num_segments - 1)
+        first, end = np.maximum(0, step - num_segments + 1), np.minimum(step + 1, self.table.shape[1])
+
+        def in_step(of_round: np.ndarray) -> np.ndarray:
+            running = np.pad(np.cumsum(of_round, axis=1), ((0, 0), (1, 0)))
+            return running[:, end] - running[:, first]
+
+        receiving = in_step(alpha * messages_in + beta * received)
+        sending = in_step(alpha * messages_out + beta * sent)
+        adding = in_step(network.between.gamma * segment * added)
+        return float(np.sum(np.max(np.maximum(receiving, sending) + adding, axis=0, initial=0)))

@@ -88,9 +88,12 @@ class Schedule:
 
     def round(self, index: int) -> list[Move]:
         """The moves of one round, in order."""
+        return [Move(src, dst, chunk, bool(reduce)) for src, dst, chunk, reduce in self.table(index).tolist()]
+
+    def table(self, index: int) -> np.ndarray:
+        """The same as int64 [num_moves, 4]: src, dst, chunk, reduce."""
         part = slice(self.round_starts[index], self.round_starts[index + 1])
-        columns = (self.src[part], self.dst[part], self.chunk[part], self.reduce[part])
-        return [Move(*move) for move in zip(*(column.tolist() for column in columns), strict=True)]
+        return np.stack([self.src[part], self.dst[part], self.chunk[part], self.reduce[part]], axis=1, dtype=np.int64)
 
     def of_rank(self, rank: int) -> "Schedule":
         """The same rounds with only the moves that this rank sends or receives."""
@@ -106,9 +109,9 @@ class Schedule:
         )
 
 
-def moves(src: ArrayLike, dst: ArrayLike, chunk: ArrayLike, *, reduce: bool) -> np.ndarray:
+def moves(src: ArrayLike, dst: ArrayLike, chunk: ArrayLike, *, reduce: ArrayLike) -> np.ndarray:
     """Many moves at once: int32 [num_moves, 4], the columns broadcast against one another, the last axis fastest."""
-    columns = np.broadcast_arrays(src, dst, chunk, int(reduce))
+    columns = np.broadcast_arrays(src, dst, chunk, reduce)
     return np.stack([column.ravel() for column in columns], axis=1).astype(np.int32)
 
 

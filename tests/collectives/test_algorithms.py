@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdp.collectives import run_numpy
-from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
+from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER, hierarchical, multicolor
 from jaxdp.collectives.cost import counts
 from jaxdp.collectives.verify import verify
 
@@ -15,6 +15,14 @@ SAMPLED = [100, 127, 256, 500]
 
 def settings(name, num_ranks):
     """The options of an algorithm that are worth trying in a world, the default among them."""
+    if name == "hierarchical":
+        return [
+            {"inner": inner, "outer": outer, "ranks_per_node": size, "colors": min(2, num_ranks // size), "arity": 2}
+            for size in range(1, num_ranks + 1)
+            if num_ranks % size == 0 and (num_ranks <= 16 or size in (2, 8))
+            for inner in (INNER if num_ranks <= 8 else ("ring", "halving_doubling"))
+            for outer in (OUTER if num_ranks <= 8 else ("multicolor", "direct"))
+        ]
     if name != "multicolor":
         return [{}]
     return [
@@ -39,8 +47,9 @@ def test_every_algorithm_is_an_allreduce(num_ranks, wire_rounds):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_is_an_allreduce_of_1024_ranks(name):
-    options = {"colors": 4, "arity": 4} if name == "multicolor" else {}
-    verify(ALGORITHMS[name].schedule(1024, **options))
+    algorithm = ALGORITHMS[name]
+    options = {"colors": 4, "arity": 4, "inner": "ring", "outer": "multicolor", "ranks_per_node": 8}
+    verify(algorithm.schedule(1024, **{option: options[option] for option in algorithm.options}))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 8, 13])
@@ -74,7 +83,8 @@ def test_no_algorithm_moves_less_than_any_must(num_ranks):
         if name in ("ring", "direct") or (name == "halving_doubling" and power_of_two):
             np.testing.assert_allclose(found.sent, found.lower_bound, rtol=1e-12)
             np.testing.assert_allclose(found.received, found.lower_bound, rtol=1e-12)
-        assert options or found.fan_in == (num_ranks - 1 if name == "parameter_server" else 1)
+        if not options:
+            assert found.fan_in == (num_ranks - 1 if name == "parameter_server" else 1)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 8, 13, 64])
@@ -175,3 +185,25 @@ def test_colors_that_the_world_does_not_have_are_refused(colors):
 def test_an_arity_below_one_is_refused():
     with pytest.raises(ValueError, match=r"set allreduce\.arity to 1 or more"):
         multicolor(4, colors=2, arity=0)
+
+
+@pytest.mark.parametrize(("num_nodes", "ranks_per_node"), [(2, 2), (4, 3), (3, 8), (8, 4)])
+def test_hierarchical_sends_between_nodes_a_part_from_every_rank(num_nodes, ranks_per_node):
+    p = num_nodes * ranks_per_node
+    for inner in ("ring", "direct"):
+        schedule = hierarchical(p, inner=inner, outer="ring", ranks_per_node=ranks_per_node)
+        crosses = schedule.src // ranks_per_node != schedule.dst // ranks_per_node
+        sent = np.bincount(schedule.src[crosses], minlength=p) / schedule.num_chunks
+        np.testing.assert_allclose(sent, 2 * (num_nodes - 1) / num_nodes / ranks_per_node, rtol=1e-12)
+        assert schedule.num_rounds == 2 * (ranks_per_node - 1) + 2 * (num_nodes - 1)
+        # Both levels are of least bytes, and so is the whole.
+        np.testing.assert_allclose(counts(schedule).sent, 2 * (p - 1) / p, rtol=1e-12)
+
+
+def test_nodes_of_different_sizes_and_unknown_levels_are_refused():
+    with pytest.raises(ValueError, match=r"6 ranks do not make nodes of 4: set allreduce\.ranks_per_node to a divisor"):
+        hierarchical(6, inner="ring", outer="ring", ranks_per_node=4)
+    with pytest.raises(ValueError, match=r"allreduce\.inner is 'multicolor', known are ring, direct"):
+        hierarchical(6, inner="multicolor", outer="ring", ranks_per_node=2)
+    with pytest.raises(ValueError, match=r"allreduce\.outer is 'hierarchical', known are multicolor, ring"):
+        hierarchical(6, inner="ring", outer="hierarchical", ranks_per_node=2)

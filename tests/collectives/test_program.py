@@ -66,8 +66,7 @@ def test_the_chunks_of_a_round_from_one_rank_to_another_are_one_message():
 @pytest.mark.parametrize("num_bytes", [1, 4096, 25_000_000, 10**9])
 def test_segments_are_as_asked_unless_that_were_too_many_messages(num_ranks, num_bytes):
     for name in ALGORITHMS:
-        options = {"colors": 2, "arity": 2} if name == "multicolor" else {}
-        schedule = ALGORITHMS[name].schedule(num_ranks, **options)
+        _, _, schedule = next(schedules(num_ranks, [name]))
         segments = choose_segments(schedule, num_bytes, segment_bytes=2**18)
         moves = max(np.bincount(schedule.src).max(), np.bincount(schedule.dst).max())
         assert segments == 1 or segments * moves <= 200

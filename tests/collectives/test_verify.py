@@ -77,7 +77,10 @@ def is_accepted(schedule, wire_rounds):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_verdict_on_every_mutant_is_that_of_execution(name, num_ranks, wire_rounds):
     algorithm = ALGORITHMS[name]
-    several = [{"colors": 1, "arity": 1}, {"colors": 2, "arity": 2}] if name == "multicolor" else [{}]
+    several = {
+        "multicolor": [{"colors": 1, "arity": 1}, {"colors": 2, "arity": 2}],
+        "hierarchical": [{"inner": "direct", "outer": "ring", "ranks_per_node": 2 if num_ranks == 4 else num_ranks}],
+    }.get(name, [{}])
     verdicts = []
     for options in several:
         for mutant in mutants(algorithm.schedule(num_ranks, **options)):

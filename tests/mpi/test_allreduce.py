@@ -24,14 +24,17 @@ def run(world, schedule, values, **options):
 
 def schedules(size):
     for name, algorithm in ALGORITHMS.items():
-        if algorithm.options:
-            yield from (
-                algorithm.schedule(size, colors=colors, arity=arity)
-                for colors in range(1, size + 1)
-                for arity in {1, 2, colors}
-            )
-        else:
-            yield ALGORITHMS[name].schedule(size)
+        several = {
+            "multicolor": [{"colors": k, "arity": a} for k in range(1, size + 1) for a in {1, 2, k}],
+            "hierarchical": [
+                {"inner": inner, "outer": "ring", "ranks_per_node": node}
+                for node in range(1, size + 1)
+                for inner in ("direct", "binomial")
+                if size % node == 0
+            ],
+        }.get(name, [{}])
+        for options in several:
+            yield algorithm.schedule(size, **options)
 
 
 @pytest.mark.parametrize("num_segments", [1, 3])

@@ -1,11 +1,15 @@
-"""The allreduce algorithms: each one a pure function from a number of ranks to a schedule."""
+"""The allreduce algorithms: each one a pure function from a number of ranks to a schedule, all in one table."""
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from jaxdp.collectives.algorithms.binomial import binomial, binomial_profile
 from jaxdp.collectives.algorithms.direct import direct
 from jaxdp.collectives.algorithms.halving_doubling import halving_doubling, halving_doubling_profile
+from jaxdp.collectives.algorithms.hierarchical import compose, compose_profiles
 from jaxdp.collectives.algorithms.multicolor import multicolor, multicolor_profile
 from jaxdp.collectives.algorithms.parameter_server import parameter_server, parameter_server_profile
 from jaxdp.collectives.algorithms.ring import ring
@@ -28,6 +32,39 @@ class Algorithm:
     options: tuple[str, ...] = ()
 
 
+def hierarchical(num_ranks: int, *, inner: str, outer: str, ranks_per_node: int, **options: Any) -> Schedule:
+    """One algorithm inside nodes, another between them: see `compose`.
+
+    Args:
+      num_ranks: p, 1 or more; rank r is on node r // ranks_per_node.
+      inner: name of an algorithm without options.
+      outer: name of another one.
+      ranks_per_node: L, a divisor of p.
+      **options: of the outer algorithm; others are let be.
+
+    Returns:
+      A schedule of p ranks.
+
+    Raises:
+      ValueError: the nodes are not of one size, or there is no such inner or outer algorithm.
+    """
+    within, between, num_nodes = _levels(num_ranks, inner, outer, ranks_per_node)
+    return compose(
+        within.schedule(ranks_per_node),
+        between.schedule(num_nodes, **{name: options[name] for name in between.options}),
+    )
+
+
+def hierarchical_profile(num_ranks: int, *, inner: str, outer: str, ranks_per_node: int, **options: Any) -> Profile:
+    """The closed form of `hierarchical`."""
+    within, between, num_nodes = _levels(num_ranks, inner, outer, ranks_per_node)
+    return compose_profiles(
+        within.schedule(ranks_per_node),
+        within.profile(ranks_per_node),
+        between.profile(num_nodes, **{name: options[name] for name in between.options}),
+    )
+
+
 ALGORITHMS = {
     "multicolor": Algorithm(multicolor, multicolor_profile, ("colors", "arity")),
     "ring": Algorithm(ring, Profile.balanced),
@@ -35,4 +72,21 @@ ALGORITHMS = {
     "halving_doubling": Algorithm(halving_doubling, halving_doubling_profile),
     "binomial": Algorithm(binomial, binomial_profile),
     "parameter_server": Algorithm(parameter_server, parameter_server_profile),
+    "hierarchical": Algorithm(
+        hierarchical, hierarchical_profile, ("inner", "outer", "ranks_per_node", "colors", "arity")
+    ),
 }
+INNER = tuple(name for name, algorithm in ALGORITHMS.items() if not algorithm.options)
+OUTER = tuple(name for name in ALGORITHMS if name != "hierarchical")
+
+
+def _levels(num_ranks: int, inner: str, outer: str, ranks_per_node: int) -> tuple[Algorithm, Algorithm, int]:
+    for level, name, known in (("inner", inner, INNER), ("outer", outer, OUTER)):
+        if name not in known:
+            raise ValueError(f"allreduce.{level} is {name!r}, known are {', '.join(known)}")
+    if ranks_per_node < 1 or num_ranks % ranks_per_node:
+        raise ValueError(
+            f"a hierarchical allreduce needs nodes of as many ranks each: {num_ranks} ranks do not make nodes of "
+            f"{ranks_per_node}: set allreduce.ranks_per_node to a divisor of {num_ranks}"
+        )
+    return ALGORITHMS[inner], ALGORITHMS[outer], num_ranks // ranks_per_node

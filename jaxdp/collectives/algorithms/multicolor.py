@@ -73,7 +73,7 @@ def multicolor_profile(num_ranks: int, *, colors: int, arity: int) -> Profile:
         up[rank[others], depth - level[others]] += to_parent
     # On the way down in and out have changed places, and nothing is added.
     down = up[:, ::-1][..., [2, 3, 0, 1, 4]] * [1, 1, 1, 1, 0]
-    return Profile(np.concatenate([up, down], axis=1))
+    return Profile.of_table(np.concatenate([up, down], axis=1))
 
 
 def _num_internal(num_ranks: int, arity: int) -> int:
