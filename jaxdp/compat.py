@@ -60,6 +60,14 @@ def import_tfds() -> ModuleType:
     return tfds
 
 
+def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:
+    """mpi4jax's sum over a communicator, by MPI_Allreduce, in jit on one device."""
+    import mpi4jax
+    from mpi4py import MPI
+
+    return mpi4jax.allreduce(payload, op=MPI.SUM, comm=comm)
+
+
 def send(payload: jax.Array, *, dest: int, comm: MPI.Intracomm) -> None:
     """mpi4jax's blocking send, in jit on one device."""
     import mpi4jax

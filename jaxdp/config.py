@@ -10,7 +10,8 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from jaxdp.collectives.algorithms import ALGORITHMS
+from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
+from jaxdp.collectives.choice import MPI, WIRES
 from jaxdp.models import MODELS
 
 OPTIMIZERS = ("lars", "sgd")
@@ -105,8 +106,13 @@ class AllreduceConfig:
 
     Attributes:
       engine: "mpi4jax".
-      algorithm: a name in the table of algorithms.
+      algorithm: a name in the table of algorithms, or "mpi" for the MPI library's own.
       colors, arity: of the multi-color trees; None to choose by the number of ranks.
+      inner, outer: the algorithms of a hierarchical allreduce, inside nodes and between them.
+      ranks_per_node: of a hierarchical allreduce; None for as many as there are on this one.
+      segment_bytes: the size of the pieces in which chunks go through the pipeline.
+      wire: what float32 values are rounded to when they are sent: "bfloat16", "float16", or "float32" as they are.
+        Sums are in float32 whatever it is.
       bucket_bytes: the most that one allreduce sums, larger single arrays excepted.
     """
 
@@ -114,6 +120,11 @@ class AllreduceConfig:
     algorithm: str
     colors: int | None
     arity: int | None
+    inner: str
+    outer: str
+    ranks_per_node: int | None
+    segment_bytes: int
+    wire: str
     bucket_bytes: int
 
 
@@ -225,7 +236,10 @@ def _check(config: Config) -> None:
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
         ("allreduce.engine", config.allreduce.engine, ENGINES),
-        ("allreduce.algorithm", config.allreduce.algorithm, tuple(ALGORITHMS)),
+        ("allreduce.algorithm", config.allreduce.algorithm, (*ALGORITHMS, MPI)),
+        ("allreduce.inner", config.allreduce.inner, INNER),
+        ("allreduce.outer", config.allreduce.outer, OUTER),
+        ("allreduce.wire", config.allreduce.wire, tuple(WIRES)),
     ]:
         if value not in known:
             raise ValueError(f"config.{name} is {value!r}, known are {', '.join(known)}")
@@ -243,6 +257,8 @@ def _check(config: Config) -> None:
         "optimizer.trust_coefficient",
         "allreduce.colors",
         "allreduce.arity",
+        "allreduce.ranks_per_node",
+        "allreduce.segment_bytes",
         "allreduce.bucket_bytes",
         "checkpoint.every_epochs",
         "checkpoint.keep",
@@ -262,6 +278,11 @@ def _check(config: Config) -> None:
         raise ValueError(f"config.optimizer.momentum must be in 0..1, without 1, not {config.optimizer.momentum}")
     if config.optimizer.nesterov and config.optimizer.name == "lars":
         raise ValueError("LARS has no Nesterov form: set config.optimizer.nesterov to False")
+    if config.allreduce.wire != "float32" and config.allreduce.algorithm == MPI:
+        raise ValueError(
+            "the MPI library's own allreduce sends what it sums: "
+            f"config.allreduce.wire {config.allreduce.wire!r} needs another config.allreduce.algorithm than 'mpi'"
+        )
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(
             f"the warmup ends before the run: config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, "

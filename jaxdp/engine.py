@@ -30,27 +30,24 @@ class LocalEngine:
     Attributes:
       mesh: the local devices, one axis.
       host: the device on which buckets cross between ranks.
-      allreduce: sums buckets over the ranks.
       fused: whether the whole step is one program. mpi4jax works only in programs on one CPU device, so with
         several devices, or another kind, the step is three programs and buckets pass through the host.
     """
 
     mesh: jax.sharding.Mesh
     host: jax.Device
-    allreduce: Allreduce
     fused: bool
 
     @classmethod
-    def create(cls, allreduce: Allreduce, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
-        """The engine over these devices of one platform, without them over all local ones of JAX's default platform."""
+    def create(cls, num_ranks: int, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
+        """The engine of one of so many ranks, over these devices of one platform; without them over all local ones."""
         devices = jax.local_devices() if devices is None else devices
         mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         one_program = len(devices) == 1 and devices[0].platform == "cpu"
         return cls(
             mesh=mesh,
             host=jax.local_devices(backend="cpu")[0],
-            allreduce=allreduce,
-            fused=one_program or allreduce.schedule.num_ranks == 1,
+            fused=one_program or num_ranks == 1,
         )
 
     @property
@@ -71,23 +68,17 @@ class LocalEngine:
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(_AXIS)))
 
     def train_step(
-        self, task: Task, optimizer: optax.GradientTransformation, state: TrainState, *, bucket_bytes: int
+        self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: Allreduce
     ) -> TrainStep:
         """The step; the state that goes in is given up.
 
         Args:
           task: the constants of forward and backward.
           optimizer: an optax chain.
-          state: any state, for its shapes.
-          bucket_bytes: the size of the buckets, see `Buckets.plan`.
+          layout: the buckets of what `forward_backward` returns.
+          allreduce: sums them over the ranks.
         """
         summed_locally = self._over_devices(lambda *args: forward_backward(task, *args))
-        reduced_shapes = {
-            "gradient": state.params,
-            "metrics": dict.fromkeys(("accuracy", "loss"), jax.ShapeDtypeStruct((), "float32")),
-            "stats": state.stats,
-        }
-        layout = Buckets.plan(reduced_shapes, bucket_bytes=bucket_bytes)
 
         def local_buckets(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
             return layout.pack(summed_locally(params, stats, batch))
@@ -96,12 +87,12 @@ class LocalEngine:
             return apply_gradients(optimizer, state, layout.unpack(buckets))
 
         def fused(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            return update(state, self.allreduce(local_buckets(state.params, state.stats, batch)))
+            return update(state, allreduce(local_buckets(state.params, state.stats, batch)))
 
         if self.fused:
             return jax.jit(fused, donate_argnums=0)
 
-        first, second, third = jax.jit(local_buckets), jax.jit(self.allreduce), jax.jit(update, donate_argnums=0)
+        first, second, third = jax.jit(local_buckets), jax.jit(allreduce), jax.jit(update, donate_argnums=0)
 
         def staged(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             on_devices = first(state.params, state.stats, batch)

@@ -5,8 +5,6 @@
 --workdir=FOLDER  of the run
 """
 
-import dataclasses
-
 from jaxdp import cli
 from jaxdp.world import World
 
@@ -16,10 +14,7 @@ def evaluate(arguments: cli.Arguments, world: World) -> None:
 
     with world.together():
         config = workdir.read_config(arguments.workdir) if world.is_root else None
-    config = world.bcast(config)
-    # No gradient crosses, so that any number of ranks will do, whatever trees the run had.
-    config = dataclasses.replace(config, allreduce=dataclasses.replace(config.allreduce, colors=None, arity=None))
-    loop.evaluate_run(config, arguments.workdir, world)
+    loop.evaluate_run(world.bcast(config), arguments.workdir, world)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import optax
 from jaxdp import __version__, compat
 from jaxdp.checkpoint import Checkpoints, Position
 from jaxdp.collectives.allreduce import make_allreduce
+from jaxdp.collectives.buckets import Buckets
 from jaxdp.config import Config
 from jaxdp.data import feed
 from jaxdp.data.order import Deal, Order
@@ -26,7 +27,7 @@ from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
 from jaxdp.report import Report, banner, evaluation_line
 from jaxdp.state import TrainState
-from jaxdp.step import Task
+from jaxdp.step import Task, reduced_shapes
 from jaxdp.workdir import claim_workdir
 from jaxdp.world import World
 
@@ -37,6 +38,7 @@ class Run:
 
     Attributes:
       first_state: before the first step, on this rank's host.
+      layout: the buckets of what crosses between ranks in a step.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Run:
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
     first_state: TrainState
+    layout: Buckets
 
     def evaluation(self, split: Split) -> Evaluation:
         """Of this rank's share of a split, in batches as large as those of training."""
@@ -79,9 +82,11 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
             claim_workdir(config, workdir)
             checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, position = restore(run, checkpoints)
+    with world.together():
+        allreduce = make_allreduce(config.allreduce, world, run.layout)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
     if world.is_root:
-        print(banner(run, workdir, train_split, test_split, position), flush=True)
+        print(banner(run, allreduce, workdir, train_split, test_split, position), flush=True)
     if world.bcast(world.is_root and _nothing_left(workdir, position, run.plan, end)):
         if checkpoints is not None:
             print(f"nothing to do: step {position.step} of {run.plan.total_steps} is done already", flush=True)
@@ -89,7 +94,7 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
         return
 
     report = Report(run, workdir, first_step=position.step, end_step=end) if world.is_root else None
-    train_step = run.engine.train_step(run.task, run.optimizer, state, bucket_bytes=config.allreduce.bucket_bytes)
+    train_step = run.engine.train_step(run.task, run.optimizer, run.layout, allreduce)
     evaluate = run.evaluation(test_split)
     in_flight: tuple[int, dict[str, Any]] | None = None
     results: dict[str, float] = {}
@@ -154,7 +159,6 @@ def build(config: Config, world: World) -> Run:
     prepare_digits(config.data, world)
     with world.together():
         source = open_source(config.data)
-        allreduce = make_allreduce(config.allreduce, world.device_comm)
         network, params, stats = Network.create(
             config.model.name,
             config.model.options,
@@ -162,7 +166,7 @@ def build(config: Config, world: World) -> Run:
             num_classes=source.num_classes,
             seed=config.seed,
         )
-    engine = LocalEngine.create(allreduce)
+    engine = LocalEngine.create(world.size)
     world.require_equal("number of local devices", engine.num_devices)
     world.require_equal("version of jaxdp", __version__)
     world.require_equal("data set", (source.name, source.num_examples("train"), source.num_examples("test")))
@@ -170,6 +174,7 @@ def build(config: Config, world: World) -> Run:
     deal = Deal(config.batch_size, world.size, engine.num_devices)
     learning_rate = jax.jit(make_schedule(config.schedule, plan))
     optimizer = make_optimizer(config.optimizer, learning_rate, params)
+    first_state = TrainState.create(params, stats, optimizer)
     return Run(
         config=config,
         world=world,
@@ -180,7 +185,8 @@ def build(config: Config, world: World) -> Run:
         task=Task(network, config.data.mean, config.data.std, config.batch_size, deal.padded),
         learning_rate=learning_rate,
         optimizer=optimizer,
-        first_state=TrainState.create(params, stats, optimizer),
+        first_state=first_state,
+        layout=Buckets.plan(reduced_shapes(first_state), bucket_bytes=config.allreduce.bucket_bytes),
     )
 
 

@@ -92,6 +92,15 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     }
 
 
+def reduced_shapes(state: TrainState) -> PyTree:
+    """The shapes of what `forward_backward` returns."""
+    return {
+        "gradient": state.params,
+        "metrics": dict.fromkeys(("accuracy", "loss"), jax.ShapeDtypeStruct((), "float32")),
+        "stats": state.stats,
+    }
+
+
 def apply_gradients(
     optimizer: optax.GradientTransformation, state: TrainState, reduced: PyTree
 ) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -44,6 +44,7 @@ class World:
     Attributes:
       rank, size: of MPI_COMM_WORLD.
       local_rank, local_size: among the ranks of this host.
+      leaders: for each rank the first rank on its host.
       host: name of this host.
       library: name and version of the MPI library.
       threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
@@ -54,6 +55,7 @@ class World:
     size: int
     local_rank: int
     local_size: int
+    leaders: tuple[int, ...]
     host: str
     library: str
     threads: int
@@ -64,6 +66,13 @@ class World:
     @property
     def is_root(self) -> bool:
         return self.rank == 0
+
+    @property
+    def ranks_per_node(self) -> int | None:
+        """L if rank r is on host r // L for all ranks; None if they are dealt out in another way."""
+        size = self.leaders.count(0)
+        dealt_in_blocks = self.leaders == tuple(rank // size * size for rank in range(self.size))
+        return size if dealt_in_blocks and self.size % size == 0 else None
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -153,6 +162,7 @@ def connect() -> World:
         size=comm.size,
         local_rank=local.rank,
         local_size=local.size,
+        leaders=tuple(comm.allgather(local.bcast(comm.rank))),
         host=socket.gethostname(),
         library=" ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].replace("Version:", "").split()),
         threads=max(1, int(share + 1e-9)),

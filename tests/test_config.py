@@ -43,6 +43,13 @@ def test_a_config_comes_back_as_it_went_in():
         ({"schedule__warmup_epochs": 30.0}, r"warmup_epochs is 30, config\.epochs is 30"),
         ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine is 'nccl', known are mpi4jax"),
         ({"allreduce__algorithm": "rings"}, r"config\.allreduce\.algorithm is 'rings', known are multicolor"),
+        ({"allreduce__wire": "int8"}, r"config\.allreduce\.wire is 'int8', known are float32, bfloat16, float16"),
+        ({"allreduce__inner": "multicolor"}, r"config\.allreduce\.inner is 'multicolor', known are ring, direct"),
+        ({"allreduce__segment_bytes": 0}, r"config\.allreduce\.segment_bytes must be a number above 0, not 0"),
+        (
+            {"allreduce__algorithm": "mpi", "allreduce__wire": "float16"},
+            r"config\.allreduce\.wire 'float16' needs another config\.allreduce\.algorithm than 'mpi'",
+        ),
         ({"data__std": (0.0,)}, r"std above 0: they are \(0\.306,\) and \(0\.0,\)"),
         ({"data__std": (1.0, 1.0)}, "need as many values as one another"),
     ],

@@ -3,14 +3,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp.collectives.algorithms import multicolor
 from jaxdp.collectives.allreduce import Allreduce
+from jaxdp.collectives.buckets import Buckets
+from jaxdp.collectives.choice import Choice
 from jaxdp.data.feed import padded
 from jaxdp.data.order import Deal
 from jaxdp.engine import LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task
+from jaxdp.step import Batch, Task, reduced_shapes
 
 OPTIONS = {
     "stage_sizes": (1,),
@@ -30,15 +31,16 @@ def step_on(num_devices, images, labels):
     """The state and the metrics after one step with rate 0."""
     network, params, stats = Network.create("resnet", OPTIONS, image_shape=(8, 8, 1), num_classes=10, seed=0)
     given_up = jax.tree.map(lambda leaf: leaf + 0, (params, stats))
-    allreduce = Allreduce(multicolor(1, colors=1, arity=1), AWorldOfOne(), "")
-    engine = LocalEngine.create(allreduce, jax.devices()[:num_devices])
+    engine = LocalEngine.create(1, jax.devices()[:num_devices])
     deal = Deal(len(labels), 1, num_devices)
     task = Task(network, (0.5,), (0.25,), len(labels), deal.padded)
     optimizer = optax.sgd(0.0)
     state = engine.replicate(TrainState.create(*given_up, optimizer))
     rows, size = deal.rows_of(0), num_devices * deal.per_device
     batch = Batch(*(padded(part, rows, size) for part in (images, labels, np.ones(len(labels), bool))))
-    after, metrics = engine.train_step(task, optimizer, state, bucket_bytes=1000)(state, engine.place(batch))
+    layout = Buckets.plan(reduced_shapes(state), bucket_bytes=1000)
+    allreduce = Allreduce([Choice("ring")] * len(layout.members), AWorldOfOne())
+    after, metrics = engine.train_step(task, optimizer, layout, allreduce)(state, engine.place(batch))
     return network, (params, stats), after, metrics
 
 

@@ -37,7 +37,7 @@ class Buckets:
         members: list[list[int]] = []
         room: dict[np.dtype, tuple[list[int], int]] = {}
         for index in reversed(range(len(shapes))):
-            size = math.prod(shapes[index].shape) * shapes[index].dtype.itemsize
+            size = _num_bytes(shapes[index])
             bucket, left = room.get(shapes[index].dtype, ([], 0))
             if not bucket or size > left:
                 bucket, left = [], bucket_bytes
@@ -45,6 +45,11 @@ class Buckets:
             bucket.append(index)
             room[shapes[index].dtype] = bucket, left - size
         return cls(shapes, tuple(tuple(bucket) for bucket in members), treedef)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each bucket."""
+        return [sum(_num_bytes(self.shapes[index]) for index in bucket) for bucket in self.members]
 
     def pack(self, tree: PyTree) -> list[jax.Array]:
         """The buckets of a pytree: arrays [num_elements]."""
@@ -60,3 +65,7 @@ class Buckets:
             for index, part in zip(bucket, parts, strict=True):
                 leaves[index] = part.reshape(self.shapes[index].shape)
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def _num_bytes(array: jax.ShapeDtypeStruct) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
