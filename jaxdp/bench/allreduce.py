@@ -1,0 +1,247 @@
+"""Times allreduces over all ranks and compares them with one another, with MPI's own and with their predicted time.
+
+Reports, as the OSU and NCCL tests do, the bus bandwidth 2 (p - 1) / p x bytes / time: that of an allreduce of least
+bytes on a link of that speed. A repetition lasts until the last rank is done. Each one is checked on every rank:
+payloads hold small whole numbers, so that every sum is exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdp import compat
+from jaxdp.bench import parse
+from jaxdp.collectives.algorithms import ALGORITHMS
+from jaxdp.collectives.choice import MPI, WIRES, Choice
+from jaxdp.collectives.cost import Network
+from jaxdp.collectives.measure import measure_network
+from jaxdp.world import World
+
+# Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
+_LARGEST_EXACT = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of one allreduce at one size.
+
+    Attributes:
+      algorithm, colors, arity, wire, segment_bytes: see Choice.
+      engine: "mpi4jax" or "xla".
+      size_bytes: of the payload.
+      median_s, p95_s: seconds, over all repetitions.
+      busbw_gbit_s: at the median; with 16 bits on the wire it may be above that of the link.
+      predicted_s: seconds, by the model of the network; None for what has no schedule.
+      ratio_to_mpi: median of MPI's own allreduce over this one's, 2.0 being twice as fast; None without it.
+      exact: whether every sum of every repetition was right on every rank.
+    """
+
+    algorithm: str
+    engine: str
+    size_bytes: int
+    median_s: float
+    p95_s: float
+    busbw_gbit_s: float
+    predicted_s: float | None
+    ratio_to_mpi: float | None
+    exact: bool
+    label: str
+    wire: str
+    segment_bytes: int | None
+    seconds: list[float]
+
+
+def main(words: Sequence[str], world: World) -> None:
+    """Measures, and has rank 0 print and write the rows."""
+    with world.together():
+        arguments = _parser().parse_args(words) if not {"-h", "--help"} & set(words) else None
+        if arguments is not None:
+            _check(arguments, world)
+    if arguments is None:
+        if world.is_root:
+            _parser().print_help()
+        return
+    world.require_equal("command line", list(words))
+    compat.prepare_process(threads=world.threads)
+    network = measure_network(world)
+    if world.is_root:
+        print(_header(world, network), flush=True)
+    rows: list[Row] = []
+    for size in arguments.sizes:
+        found = _measure(_candidates(arguments, world), size, network, arguments.repeat, world)
+        rows += found
+        if world.is_root:
+            print(_table(found), flush=True)
+    if world.is_root:
+        if arguments.json:
+            document = {
+                "rows": [dataclasses.asdict(row) for row in rows],
+                "ranks": world.size,
+                "ranks_per_node": world.ranks_per_node,
+                "network": dataclasses.asdict(network),
+            }
+            arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+        if arguments.plot:
+            from jaxdp.bench import plots
+
+            plots.allreduce(rows, arguments.plot, ranks=world.size)
+
+
+def _parser() -> parse.Parser:
+    parser = parse.Parser("jaxdp.bench allreduce", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--sizes", type=parse.sizes, default=parse.sizes("64K,1M,25M"), help="of the float32 payload: 64K,1M,25M")
+    add("--algorithms", type=parse.names, default=["all"], help=f"all, or of {', '.join(ALGORITHMS)}, {MPI}")
+    add("--colors", type=parse.numbers, default=None, help="of multicolor, each a row; default 2,4")
+    add("--arity", type=parse.numbers, default=None, help="of multicolor, each a row; default: as many as colors")
+    add("--segment", type=parse.size, default=2**18, help="size of the segments in the pipeline; default 262144")
+    add("--wire", choices=tuple(WIRES), default="float32", help="what float32 is on the wire")
+    add("--engine", choices=("mpi4jax",), default="mpi4jax", help="what runs it")
+    add("--repeat", type=int, default=10, help="repetitions of each, interleaved; default 10")
+    add("--json", type=pathlib.Path, help="a file for the rows")
+    add("--plot", type=pathlib.Path, help="a file for a picture of time over size, as allreduce.png")
+    return parser
+
+
+def _check(arguments: argparse.Namespace, world: World) -> None:
+    if world.size < 2:
+        raise ValueError("an allreduce needs 2 ranks or more to measure, this world has 1: start it with mpirun -n 2")
+    if world.size > _LARGEST_EXACT:
+        raise ValueError(f"sums are exact for up to {_LARGEST_EXACT} ranks, this world has {world.size}: start fewer")
+    if arguments.repeat < 1:
+        raise ValueError(f"--repeat is 1 or more, not {arguments.repeat}")
+    for name in arguments.algorithms:
+        if name not in ("all", MPI, *ALGORITHMS):
+            raise ValueError(f"--algorithms {name!r} is unknown: known are all, {', '.join(ALGORITHMS)}, {MPI}")
+    for path in (arguments.json, arguments.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    for colors in arguments.colors or []:
+        if colors > world.size:
+            raise ValueError(f"{colors} colors need at least {colors} ranks, this world has {world.size}: see --colors")
+
+
+def _candidates(arguments: argparse.Namespace, world: World) -> list[Choice]:
+    """What is compared: MPI's own always among it, where the wire lets it be."""
+    everything = "all" in arguments.algorithms
+    names = [*ALGORITHMS, MPI] if everything else [*dict.fromkeys([*arguments.algorithms, MPI])]
+    common: dict[str, Any] = {"segment_bytes": arguments.segment, "wire": arguments.wire}
+    found = []
+    for name in names:
+        if name == MPI:
+            found.append(Choice(MPI))
+        elif name == "multicolor":
+            for colors in arguments.colors or sorted({min(2, world.size), min(4, world.size)}):
+                for arity in arguments.arity or [colors]:
+                    found.append(Choice(name, colors=colors, arity=arity, **common))
+        elif name == "hierarchical":
+            nodes = world.size // (world.ranks_per_node or world.size)
+            if 1 < nodes < world.size:
+                colors = min(4, nodes)
+                levels: dict[str, Any] = {"inner": "direct", "outer": "multicolor", "colors": colors, "arity": colors}
+                found.append(Choice(name, ranks_per_node=world.ranks_per_node, **levels, **common))
+        else:
+            found.append(Choice(name, **common))
+    return found
+
+
+def _measure(candidates: list[Choice], size: int, network: Network, repeat: int, world: World) -> list[Row]:
+    import jax
+
+    from jaxdp.collectives.allreduce import Allreduce
+
+    num_elements = max(1, size // 4)
+    programs = [jax.jit(Allreduce([choice], world.device_comm)) for choice in candidates]
+
+    def once(program: Callable[[Any], Any], repetition: int) -> tuple[float, bool]:
+        mine, expected = _payload(num_elements, world, repetition)
+        there = [jax.device_put(mine)]
+        jax.block_until_ready(there)
+        world.barrier()
+        start = time.perf_counter()
+        (result,) = jax.block_until_ready(program(there))
+        seconds = time.perf_counter() - start
+        return seconds, bool((np.asarray(result) == expected).all())
+
+    # The first run of each compiles it, and lets its connections warm up.
+    timed = [[once(program, repetition) for program in programs] for repetition in range(-1, repeat)]
+    everyone = world.allgather(timed)
+    rows = []
+    for index, choice in enumerate(candidates):
+        of_ranks = [[repetition[index] for repetition in of_rank] for of_rank in everyone]
+        seconds = [max(second for second, _ in of_one) for of_one in zip(*of_ranks, strict=True)][1:]
+        median = float(np.median(seconds))
+        predicted = choice.predict(world.size, size, network) if choice.algorithm != MPI else None
+        rows.append(
+            Row(
+                algorithm=choice.algorithm,
+                engine="mpi4jax",
+                size_bytes=size,
+                median_s=median,
+                p95_s=float(np.percentile(seconds, 95)),
+                busbw_gbit_s=2 * (world.size - 1) / world.size * size * 8 / median / 1e9,
+                predicted_s=predicted,
+                ratio_to_mpi=None,
+                exact=all(right for of_rank in of_ranks for _, right in of_rank),
+                label=str(choice),
+                wire=choice.wire,
+                segment_bytes=None if choice.algorithm == MPI else choice.segment_bytes,
+                seconds=seconds,
+            )
+        )
+    mpi = next((row.median_s for row in rows if row.algorithm == MPI), None)
+    return [dataclasses.replace(row, ratio_to_mpi=mpi and mpi / row.median_s) for row in rows]
+
+
+def _payload(num_elements: int, world: World, repetition: int) -> tuple[np.ndarray, np.ndarray]:
+    """This rank's whole numbers, and the sums of all ranks': other ones in every repetition."""
+    values = _LARGEST_EXACT // world.size
+    place = np.arange(num_elements) + repetition
+    sums = np.array([sum((first + rank) % values for rank in range(world.size)) for first in range(values)])
+    return ((place + world.rank) % values).astype(np.float32), sums[place % values].astype(np.float32)
+
+
+def _header(world: World, network: Network) -> str:
+    def link(one: Any) -> str:
+        return f"alpha {one.alpha * 1e6:.1f} us, {8e-9 / one.beta:.3f} Gbit/s" if one.beta else "too fast to measure"
+
+    nodes = len(set(world.leaders))
+    kinds = f"between nodes {link(network.between)}"
+    if network.ranks_per_node > 1:
+        kinds += f"; inside {link(network.inside)}"
+    gamma = f"gamma {network.between.gamma * 1e9:.3f} ns/byte"
+    return f"{world.size} ranks on {nodes} node{'s' * (nodes > 1)}, {world.library}; {kinds}; {gamma}"
+
+
+def _table(rows: list[Row]) -> str:
+    head = ["algorithm", "bytes", "median", "p95", "Gbit/s", "vs mpi", "predicted", "exact"]
+    cells = [
+        [
+            row.label,
+            f"{row.size_bytes:,}",
+            f"{row.median_s * 1e3:.2f} ms",
+            f"{row.p95_s * 1e3:.2f} ms",
+            f"{row.busbw_gbit_s:.3f}",
+            "" if row.ratio_to_mpi is None else f"{row.ratio_to_mpi:.2f}",
+            "" if row.predicted_s is None else f"{row.predicted_s * 1e3:.2f} ms",
+            "yes" if row.exact else "NO",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [head, *cells]) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [head, *cells]
+    )

@@ -1,0 +1,54 @@
+"""Command lines of the benchmarks: flags that argparse reads, mistakes in them as ValueError."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose mistakes are errors for the caller to tell: one rank speaks for all."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"the command line cannot be understood: {message}: see --help")
+
+
+def size(text: str) -> int:
+    """Bytes: `64K`, `25M` (powers of 1000), `4096`."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        found = int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write it as 4096, 64K, 25M or 1G") from None
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"a size is 1 byte or more, not {text!r}")
+    return found
+
+
+def sizes(text: str) -> list[int]:
+    """Several sizes, with commas between."""
+    return [size(word) for word in text.split(",")]
+
+
+def number(text: str) -> int:
+    """A number of 1 or more."""
+    (found,) = numbers(text)
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    """Several numbers of 1 or more, with commas between."""
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers: write it as 2,4") from None
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"these numbers are 1 or more: {text!r}")
+    return found
+
+
+def names(text: str) -> list[str]:
+    """Several names, with commas between."""
+    return text.split(",")

@@ -1,0 +1,135 @@
+"""Pictures of what the benchmarks found."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.schedule import Schedule
+
+if TYPE_CHECKING:
+    from jaxdp.bench.allreduce import Row
+
+_MOST_LABELS = 40
+
+
+def allreduce(rows: Sequence[Row], path: pathlib.Path, *, ranks: int) -> None:
+    """Time over size, both logarithmic, a line an algorithm, with the range from median to p95."""
+
+    def draw(axes: Any) -> None:
+        for label in dict.fromkeys(row.label for row in rows):
+            mine = [row for row in rows if row.label == label]
+            sizes = [row.size_bytes for row in mine]
+            medians = [row.median_s * 1e3 for row in mine]
+            above = [(row.p95_s - row.median_s) * 1e3 for row in mine]
+            axes.errorbar(sizes, medians, yerr=[[0] * len(mine), above], marker="o", capsize=3, label=label)
+        axes.set(xscale="log", yscale="log", xlabel="payload, bytes", ylabel="time, ms: median, and up to p95")
+        axes.set_title(f"allreduce over {ranks} ranks")
+        axes.grid(which="both", alpha=0.3)
+        axes.legend(fontsize="small")
+
+    _figure(draw, path, size=(8, 6))
+
+
+def scaling(
+    predicted: Mapping[str, Sequence[tuple[int, float]]],
+    measured: Mapping[str, Sequence[tuple[int, float]]],
+    path: pathlib.Path,
+    *,
+    title: str,
+) -> None:
+    """Time over number of ranks, both logarithmic: lines as priced, dots as measured."""
+
+    def draw(axes: Any) -> None:
+        for name, points in predicted.items():
+            (line,) = axes.plot(*zip(*points, strict=True), label=name)
+            if name in measured:
+                axes.plot(*zip(*measured[name], strict=True), "o", color=line.get_color(), label=f"{name}, measured")
+        axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="time, s", title=title)
+        axes.set_xscale("log", base=2)
+        axes.grid(which="both", alpha=0.3)
+        axes.legend(fontsize="small")
+
+    _figure(draw, path, size=(8, 6))
+
+
+def trees(choice: Choice, schedule: Schedule, parents: np.ndarray, path: pathlib.Path, *, most: int) -> None:
+    """The tree along which each chunk is summed, root on top; ranks that are internal in it are filled."""
+    shown = parents[:most]
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+
+    def draw(grid: Any) -> None:
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for chunk, (axes, parent) in enumerate(zip(grid.flat, shown, strict=False)):
+            _tree(axes, parent, chunk)
+        more = f", the first {len(shown)} of {len(parents)} trees" if len(parents) > len(shown) else ""
+        grid.flat[0].figure.suptitle(f"{choice}, {schedule.num_ranks} ranks, {schedule.num_rounds} rounds{more}")
+
+    width = max(4.0, min(12.0, 0.35 * schedule.num_ranks))
+    _figure(draw, path, size=(width * columns, 3 * rows), nrows=rows, ncols=columns, squeeze=False)
+
+
+def _tree(axes: Any, parent: np.ndarray, chunk: int) -> None:
+    children: dict[int, list[int]] = {}
+    for rank, above in enumerate(parent.tolist()):
+        children.setdefault(above, []).append(rank)
+    x, y = np.zeros((2, len(parent)))
+    leaves = 0
+    # Parents after their children: a leaf takes the next place, a parent the middle of its children.
+    order = list(children[-1])
+    for rank in order:
+        order += children.get(rank, [])
+        y[children.get(rank, [])] = y[rank] - 1
+    for rank in _depth_first(children):
+        if rank in children:
+            x[rank] = np.mean(x[children[rank]])
+        else:
+            x[rank], leaves = leaves, leaves + 1
+    for rank, above in enumerate(parent.tolist()):
+        if above >= 0:
+            axes.plot([x[rank], x[above]], [y[rank], y[above]], color="0.6", linewidth=0.8, zorder=1)
+    internal = np.isin(np.arange(len(parent)), list(children))
+    labelled = len(parent) <= _MOST_LABELS
+    size = 260 if labelled else 8
+    axes.scatter(x, y, s=size, c=np.where(internal, f"C{chunk % 10}", "white"), edgecolors=f"C{chunk % 10}", zorder=2)
+    if labelled:
+        for rank in range(len(parent)):
+            color = "white" if internal[rank] else "black"
+            axes.text(x[rank], y[rank], str(rank), ha="center", va="center", fontsize=8, color=color, zorder=3)
+    axes.set_title(f"chunk {chunk}", fontsize="medium")
+    axes.margins(0.1)
+
+
+def _depth_first(children: Mapping[int, Sequence[int]]) -> list[int]:
+    """All ranks, children before their parents, siblings in order."""
+    found, open_ = [], list(children[-1])
+    while open_:
+        rank = open_.pop()
+        found.append(rank)
+        open_ += children.get(rank, [])
+    return found[::-1]
+
+
+def _figure(draw: Callable[[Any], None], path: pathlib.Path, *, size: tuple[float, float], **subplots: Any) -> None:
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ValueError("pictures need matplotlib: install it with `pip install jaxdp[plot]`") from None
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained", **subplots)
+    draw(axes)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be written: {error}") from None
+    finally:
+        pyplot.close(figure)

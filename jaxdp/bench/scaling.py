@@ -1,0 +1,104 @@
+"""Prices algorithms for growing numbers of ranks, beside what was measured; without MPI.
+
+FireCaffe's comparison (arXiv 1511.00175, section 4): the time of a parameter server grows in proportion to the number
+of ranks, that of a reduction tree with its logarithm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jaxdp.bench import parse
+from jaxdp.collectives.algorithms import ALGORITHMS
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.cost import Link, Network
+from jaxdp.world import USER_ERROR
+
+
+def main(words: Sequence[str]) -> None:
+    """Prints a table, and draws it if asked."""
+    try:
+        arguments = _parser().parse_args(words)
+        _check(arguments)
+        network = Network.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
+        predicted = {
+            name: [(ranks, _predict(name, ranks, arguments, network)) for ranks in _worlds(arguments.most)]
+            for name in arguments.algorithms
+        }
+        measured = _measured(arguments.measured, arguments.size)
+        print(_table(predicted, measured))
+        if arguments.plot:
+            from jaxdp.bench import plots
+
+            title = f"allreduce of {arguments.size:,} bytes, {arguments.alpha:g} us and {arguments.bandwidth:g} Gbit/s"
+            plots.scaling(predicted, measured, arguments.plot, title=title)
+    except ValueError as error:
+        print(f"jaxdp: error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def _parser() -> parse.Parser:
+    parser = parse.Parser("jaxdp.bench scaling", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--algorithms", type=parse.names, default=["parameter_server", "binomial", "multicolor", "ring"])
+    add("--size", type=parse.size, default=25_000_000, help="of the payload; default 25M")
+    add("--segment", type=parse.size, default=2**18, help="size of its segments; default 262144")
+    add("--alpha", type=float, default=50.0, help="microseconds that a message costs; default 50")
+    add("--bandwidth", type=float, default=10.0, help="Gbit/s of a link in each direction; default 10")
+    add("--most", type=parse.number, default=1024, help="the largest number of ranks; default 1024")
+    add("--measured", type=pathlib.Path, nargs="*", default=[], help="files of bench allreduce --json")
+    add("--plot", type=pathlib.Path, help="a file for a picture, as scaling.png")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in arguments.algorithms:
+        if name not in ALGORITHMS or name == "hierarchical":
+            known = ", ".join(name for name in ALGORITHMS if name != "hierarchical")
+            raise ValueError(f"--algorithms {name!r} is unknown: known are {known}")
+    if min(arguments.alpha, arguments.bandwidth) <= 0 or arguments.most < 2:
+        raise ValueError("--alpha and --bandwidth are above 0, and --most is 2 or more")
+
+
+def _worlds(most: int) -> list[int]:
+    return [*range(2, min(9, most + 1)), *(2**level for level in range(4, most.bit_length()) if 2**level <= most)]
+
+
+def _predict(name: str, ranks: int, arguments: argparse.Namespace, network: Network) -> float:
+    colors = min(4, ranks)
+    options: dict[str, Any] = {"colors": colors, "arity": colors} if name == "multicolor" else {}
+    choice = Choice(name, **options, segment_bytes=arguments.segment)
+    return choice.predict(ranks, arguments.size, network)
+
+
+def _measured(paths: Sequence[pathlib.Path], size: int) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in paths:
+        try:
+            document = json.loads(path.read_text())
+            for row in document["rows"]:
+                # Several rows of one algorithm (colors): the first is that of the defaults.
+                points = found.setdefault(row["algorithm"], [])
+                if row["size_bytes"] == size and document["ranks"] not in dict(points):
+                    points.append((document["ranks"], row["median_s"]))
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is not a file of `bench allreduce --json`: {error}") from None
+    return {name: sorted(points) for name, points in found.items() if points}
+
+
+def _table(predicted: dict[str, list[tuple[int, float]]], measured: dict[str, list[tuple[int, float]]]) -> str:
+    names = list(predicted)
+    lines = ["ranks  " + "  ".join(f"{name:>26}" for name in names), "       " + "predicted s, measured s".rjust(26)]
+    for index, (ranks, _) in enumerate(predicted[names[0]]):
+        cells = []
+        for name in names:
+            seconds = dict(measured.get(name, [])).get(ranks)
+            cells.append(f"{predicted[name][index][1]:.4f} {'' if seconds is None else f'{seconds:.4f}':>8}")
+        lines.append(f"{ranks:5}  " + "  ".join(f"{cell:>26}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,122 @@
+"""Says what a schedule costs, and draws along which trees its chunks are summed; without MPI.
+
+Every chunk is summed along a tree, whatever the algorithm: a rank's parent is the rank to which it gives its sum. For
+multi-color these are the trees of the colors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxdp.bench import parse
+from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.cost import Link, Network, counts
+from jaxdp.collectives.schedule import Schedule
+from jaxdp.world import USER_ERROR
+
+
+def main(words: Sequence[str]) -> None:
+    """Prints, and draws if asked."""
+    try:
+        arguments = _parser().parse_args(words)
+        choice = _choice(arguments)
+        schedule = choice.schedule(arguments.ranks)
+        print(_report(choice, schedule, arguments))
+        if arguments.plot:
+            from jaxdp.bench import plots
+
+            plots.trees(choice, schedule, parents(schedule), arguments.plot, most=arguments.trees)
+    except ValueError as error:
+        print(f"jaxdp: error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def parents(schedule: Schedule) -> np.ndarray:
+    """int64 [num_chunks, num_ranks], to whom a rank gives its sum of each chunk; -1 for the root."""
+    found = np.full((schedule.num_chunks, schedule.num_ranks), -1)
+    found[schedule.chunk[schedule.reduce], schedule.src[schedule.reduce]] = schedule.dst[schedule.reduce]
+    return found
+
+
+def depths(parent: np.ndarray) -> np.ndarray:
+    """int64 [num_ranks], the distance of each rank from the root of one tree."""
+    depth, above = np.zeros(len(parent), np.int64), parent
+    while (above >= 0).any():
+        depth += above >= 0
+        above = np.where(above >= 0, parent[above], -1)
+    return depth
+
+
+def _parser() -> parse.Parser:
+    parser = parse.Parser("jaxdp.bench schedule", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--algorithm", choices=tuple(ALGORITHMS), default="multicolor")
+    add("--ranks", type=parse.number, default=8)
+    add("--colors", type=parse.number, help="of multicolor; default 4, or as many as there are ranks if fewer")
+    add("--arity", type=parse.number, help="of its trees; default: as many as colors")
+    add("--inner", choices=INNER, default="direct", help="of hierarchical: inside nodes")
+    add("--outer", choices=OUTER, default="multicolor", help="of hierarchical: between nodes")
+    add("--ranks_per_node", type=parse.number, default=2, help="of hierarchical")
+    add("--size", type=parse.size, default=25_000_000, help="of the payload whose time is predicted; default 25M")
+    add("--segment", type=parse.size, default=2**18, help="size of its segments; default 262144")
+    add("--alpha", type=float, default=50.0, help="microseconds that a message costs; default 50")
+    add("--bandwidth", type=float, default=10.0, help="Gbit/s of a link in each direction; default 10")
+    add("--plot", type=pathlib.Path, help="a file for the drawing, as trees.svg")
+    add("--trees", type=parse.number, default=8, help="how many trees are drawn at most; default 8")
+    return parser
+
+
+def _choice(arguments: argparse.Namespace) -> Choice:
+    wanted = ALGORITHMS[arguments.algorithm].options
+    nodes = arguments.ranks // arguments.ranks_per_node if "outer" in wanted else arguments.ranks
+    colors = arguments.colors or max(1, min(4, nodes))
+    options = {
+        "colors": colors,
+        "arity": arguments.arity or colors,
+        "inner": arguments.inner,
+        "outer": arguments.outer,
+        "ranks_per_node": arguments.ranks_per_node,
+    }
+    if "outer" in wanted and not ALGORITHMS[arguments.outer].options:
+        wanted = tuple(name for name in wanted if name not in ("colors", "arity"))
+    if min(arguments.alpha, arguments.bandwidth) <= 0:
+        raise ValueError("--alpha and --bandwidth are above 0")
+    return Choice(arguments.algorithm, **{name: options[name] for name in wanted}, segment_bytes=arguments.segment)
+
+
+def _report(choice: Choice, schedule: Schedule, arguments: argparse.Namespace) -> str:
+    found, p = counts(schedule), schedule.num_ranks
+    network = Network.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
+    seconds = choice.predict(p, arguments.size, network)
+    trees = parents(schedule)
+    roles = np.zeros(p, np.int64)
+    for parent in trees:
+        roles[np.unique(parent[parent >= 0])] += 1
+    lines = [
+        ("ranks", f"{p}"),
+        ("rounds", f"{found.rounds}"),
+        ("chunks", f"{schedule.num_chunks}"),
+        ("moves", f"{schedule.num_moves:,}"),
+        ("depth", f"{max((int(depths(parent).max()) for parent in trees), default=0)} of the deepest tree"),
+        ("fan-in", f"{found.fan_in}"),
+        ("internal", f"each rank in {roles.min()} to {roles.max()} of the {schedule.num_chunks} trees"),
+        (
+            "bytes",
+            f"a rank sends {found.sent.min():.4g} to {found.sent.max():.4g} payloads, receives "
+            f"{found.received.min():.4g} to {found.received.max():.4g}; the least there can be is "
+            f"{found.lower_bound:.4g}",
+        ),
+        (
+            "predicted",
+            f"{seconds * 1e3:.4g} ms for {arguments.size:,} bytes, {arguments.alpha:g} us and {arguments.bandwidth:g} "
+            f"Gbit/s, {choice.num_segments(p, arguments.size)} segments a chunk",
+        ),
+    ]
+    return "\n".join([str(choice), *(f"  {name:10}{text}" for name, text in lines)])

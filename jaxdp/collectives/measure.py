@@ -1,0 +1,73 @@
+"""Alpha, beta and gamma of the links of this world, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxdp.collectives.cost import Link, Network
+
+if TYPE_CHECKING:
+    from jaxdp.world import World
+
+_SMALL, _LARGE = 1024, 2**18
+_SHORT, _LONG = 0.05, 0.25
+
+
+def measure_network(world: World) -> Network:
+    """The links between nodes and inside them, while all ranks use them at once; all ranks call it together.
+
+    Takes about half a second for each kind of link. Every rank sends to the next one and receives from the one
+    before, as in most schedules: small messages tell alpha; a train of segments tells beta, after a first one that has
+    let the network warm up.
+
+    Args:
+      world: of 2 ranks or more.
+
+    Returns:
+      The model of its network, the same on all ranks.
+    """
+    gamma = _measure_gamma(world)
+    per_node = world.ranks_per_node or 1
+    several_nodes = per_node < world.size
+    between = _measure_link(world, per_node if several_nodes else 1, gamma)
+    if not several_nodes or per_node == 1:
+        return Network.flat(between)
+    return Network(between, _measure_link(world, 1, gamma), per_node)
+
+
+def _measure_link(world: World, distance: int, gamma: float) -> Link:
+    comm = world.host_comm
+    to, source = (world.rank + distance) % world.size, (world.rank - distance) % world.size
+
+    def train(num_bytes: int) -> Callable[[], None]:
+        out, into = np.ones(num_bytes, np.uint8), np.empty(num_bytes, np.uint8)
+        return lambda: comm.Sendrecv(out, to, 0, into, source, 0)
+
+    alpha = _seconds_each(world, train(_SMALL), at_least=_SHORT)
+    large = train(_LARGE)
+    _seconds_each(world, large, at_least=_SHORT)
+    beta = max(0.0, _seconds_each(world, large, at_least=_LONG) - alpha) / _LARGE
+    return Link(alpha, beta, gamma)
+
+
+def _measure_gamma(world: World) -> float:
+    one, other = np.ones((2, _LARGE // 4), np.float32)
+    return _seconds_each(world, lambda: one + other, at_least=_SHORT) / _LARGE
+
+
+def _seconds_each(world: World, work: Callable[[], object], *, at_least: float) -> float:
+    """Seconds for one of many in a row on the slowest rank, as many as take long enough."""
+    times = 1
+    while True:
+        world.barrier()
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        seconds = max(world.allgather(time.perf_counter() - start))
+        if seconds >= at_least:
+            return seconds / times
+        times = min(10 * times, int(1.2 * times * at_least / seconds) + 1)

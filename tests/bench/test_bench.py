@@ -1,0 +1,135 @@
+"""The benchmarks as a user starts them."""
+
+import json
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+
+from jaxdp.bench import plots, scaling, schedule
+from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
+
+
+def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
+    ended = jobs.run(
+        4,
+        *("-m", "jaxdp.bench", "allreduce", "--sizes=4K,100K", "--colors=1,3", "--segment=10K", "--repeat=3"),
+        *(f"--json={tmp_path / 'rows.json'}", f"--plot={tmp_path / 'plot.png'}"),
+    )
+    assert ended.code == 0, ended.err
+    document = json.loads((tmp_path / "rows.json").read_text())
+    rows = document["rows"]
+    assert document["ranks"] == 4
+    # On one node there is nothing for the hierarchical one to do; MPI's own and another color are there as well.
+    expected = {*ALGORITHMS, "mpi"} - {"hierarchical"}
+    assert {row["algorithm"] for row in rows} == expected
+    assert len(rows) == 2 * (len(expected) + 1)
+    for row in rows:
+        assert row["exact"] is True
+        assert row["engine"] == "mpi4jax"
+        assert row["size_bytes"] in (4_000, 100_000)
+        assert min(row["seconds"]) <= row["median_s"] == np.median(row["seconds"]) <= row["p95_s"]
+        assert len(row["seconds"]) == 3
+        assert row["busbw_gbit_s"] == pytest.approx(1.5 * 8e-9 * row["size_bytes"] / row["median_s"])
+        assert (row["predicted_s"] is None) == (row["algorithm"] == "mpi")
+        assert row["label"] in ended.out
+    assert {row["ratio_to_mpi"] for row in rows if row["algorithm"] == "mpi"} == {1.0}
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_16_bits_on_the_wire_are_exact_too_for_whole_numbers(jobs):
+    ended = jobs.run(
+        3, "-m", "jaxdp.bench", "allreduce", "--sizes=64K", "--algorithms=ring", "--wire=bfloat16", "--repeat=2"
+    )
+    assert ended.code == 0, ended.err
+    assert "ring wire=bfloat16" in ended.out
+    assert "NO" not in ended.out
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words", "message"),
+    [
+        (1, [], "an allreduce needs 2 ranks or more to measure, this world has 1"),
+        (2, ["--sizes=64X"], "'64X' is not a size: write it as 4096, 64K, 25M or 1G"),
+        (2, ["--algorithms=rings"], "--algorithms 'rings' is unknown: known are all, multicolor"),
+        (2, ["--colors=3"], "3 colors need at least 3 ranks, this world has 2"),
+        (2, ["--json=/nowhere/x.json"], "/nowhere/x.json cannot be written: there is no folder /nowhere"),
+    ],
+)
+def test_a_mistake_is_one_message(jobs, ranks, words, message):
+    ended = jobs.run(ranks, "-m", "jaxdp.bench", "allreduce", *words)
+    assert ended.code == 2
+    assert ended.err.count("jaxdp: error:") == 1
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_an_unknown_benchmark_is_one_message(jobs):
+    ended = jobs.run(0, "-m", "jaxdp.bench", "speed")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == ("jaxdp: error: there is no benchmark 'speed': known are allreduce, schedule, scaling\n")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_schedule_is_described_and_drawn(algorithm, tmp_path, capsys):
+    drawing = tmp_path / "trees.svg"
+    schedule.main([f"--algorithm={algorithm}", "--ranks=12", "--colors=3", f"--plot={drawing}"])
+    said = capsys.readouterr().out
+    for name in ("rounds", "bytes", "depth", "fan-in", "predicted"):
+        assert f"\n  {name}" in said
+    assert xml.etree.ElementTree.parse(drawing).getroot().tag.endswith("svg")
+
+
+def test_the_words_about_a_schedule_are_its_own(capsys):
+    schedule.main(["--algorithm=multicolor", "--ranks=8", "--colors=4"])
+    said = capsys.readouterr().out
+    assert "rounds    4\n" in said
+    assert "depth     2 of the deepest tree\n" in said
+    assert "each rank in 1 to 1 of the 4 trees" in said
+    assert "sends 1.75 to 1.75 payloads" in said
+
+
+def test_a_mistake_in_a_schedule_is_one_message(capsys):
+    with pytest.raises(SystemExit) as ended:
+        schedule.main(["--ranks=3", "--colors=9"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("jaxdp: error: 9 colors need from 9 ranks up, this world has 3")
+
+
+def test_parents_and_depths_are_those_of_the_trees():
+    parents = schedule.parents(multicolor(6, colors=2, arity=2))
+    # As drawn in the README: rank 0 over 1 and 2, 1 over 3 and 4, 2 over 5; and the same three ranks on.
+    np.testing.assert_array_equal(parents, [[-1, 0, 0, 1, 1, 2], [4, 4, 5, -1, 3, 3]])
+    np.testing.assert_array_equal(schedule.depths(parents[0]), [0, 1, 1, 2, 2, 2])
+
+
+def test_scaling_prices_and_shows_what_was_measured(tmp_path, capsys):
+    rows = [
+        {"algorithm": "ring", "size_bytes": 1_000_000, "median_s": 0.0123},
+        {"algorithm": "ring", "size_bytes": 2_000_000, "median_s": 0.0456},
+    ]
+    measured = tmp_path / "rows.json"
+    measured.write_text(json.dumps({"rows": rows, "ranks": 4}))
+    words = ["--size=1M", "--most=16", "--bandwidth=1", "--alpha=1", f"--measured={measured}"]
+    scaling.main([*words, f"--plot={tmp_path / 'scaling.png'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["2", "3", "4", "5", "6", "7", "8", "16"]
+    assert "0.0123" in lines[4]
+    assert "0.0456" not in "".join(lines)
+    # Bytes alone: 1.5 payloads of 8 ms.
+    assert float(lines[4].split()[-2]) == pytest.approx(0.012, rel=0.02)
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
+
+
+def test_a_file_that_is_not_of_the_benchmark_is_refused(tmp_path, capsys):
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        scaling.main([f"--measured={tmp_path / 'x.json'}"])
+    assert "x.json is not a file of `bench allreduce --json`" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_written_is_a_users_mistake(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written"):
+        plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "no" / "x.png", title="")
+    with pytest.raises(ValueError, match="cannot be written"):
+        plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "x.nonsense", title="")

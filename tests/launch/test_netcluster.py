@@ -1,0 +1,84 @@
+"""Several hosts on this machine, where it lets us make them."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+NETCLUSTER = str(ROOT / "launch" / "netcluster")
+
+
+def why_not():
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for tool in ("ip", "tc", "unshare"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    if b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
+        return "the MPI here is not an MPICH with hydra"
+    made = subprocess.run(["ip", "netns", "add", "jaxdp-probe"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no network namespace can be made: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", "jaxdp-probe"], check=True)
+    if any(line.startswith("h0") for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()):
+        return "a netcluster is up already"
+    return None
+
+
+def netcluster(*words, timeout=120):
+    return subprocess.run([NETCLUSTER, *words], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.fixture(scope="module")
+def three_hosts():
+    if reason := why_not():
+        pytest.skip(reason)
+    up = netcluster("up", "3", "500mbit")
+    try:
+        assert up.returncode == 0, up.stderr
+        yield
+    finally:
+        netcluster("down")
+
+
+@pytest.mark.usefixtures("three_hosts")
+def test_ranks_are_dealt_to_hosts_in_blocks():
+    code = "import socket; from mpi4py import MPI; print(*MPI.COMM_WORLD.gather(socket.gethostname()) or '')"
+    ended = netcluster("run", "5", sys.executable, "-c", code)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["h0", "h0", "h1", "h1", "h2"]
+
+
+@pytest.mark.usefixtures("three_hosts")
+def test_a_link_carries_its_rate():
+    ended = netcluster("goodput", "1")
+    assert ended.returncode == 0, ended.stderr
+    # The shaper counts headers too; a busy machine may carry less.
+    assert 0.1 < float(ended.stdout.split()[1]) < 0.5
+
+
+@pytest.mark.usefixtures("three_hosts")
+def test_allreduces_over_hosts_are_exact():
+    words = ["-m", "jaxdp.bench", "allreduce", "--sizes=100K", "--repeat=2"]
+    ended = netcluster("run", "3", sys.executable, *words)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("3 ranks on 3 nodes")
+    assert ended.stdout.count("yes") >= 7
+    assert "NO" not in ended.stdout
+
+
+@pytest.mark.usefixtures("three_hosts")
+def test_a_mistake_ends_the_job_on_all_hosts():
+    ended = netcluster("run", "3", sys.executable, "-m", "jaxdp.bench", "allreduce", "--sizes=x", timeout=20)
+    assert ended.returncode == 2
+    assert ended.stderr.count("jaxdp: error:") == 1
+
+
+def test_commands_that_are_not_there_are_named():
+    ended = netcluster("start")
+    assert ended.returncode == 2
+    assert "launch/netcluster: error:" in ended.stderr
