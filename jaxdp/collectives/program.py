@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxdp.collectives.phases import phases
-from jaxdp.collectives.schedule import Schedule
+from jaxdp.collectives.schedule import Schedule, chunk_bounds
 
 
 class Message(NamedTuple):
@@ -29,6 +30,13 @@ class Message(NamedTuple):
     chunks: tuple[int, ...]
     moves: tuple[int, ...]
     reduce: bool
+
+
+class Exchange(NamedTuple):
+    """What a rank sends and receives in a phase, at once."""
+
+    sent: Message | None
+    received: Message | None
 
 
 Step = list[list[Message]]
@@ -60,6 +68,52 @@ def program(schedule: Schedule, num_segments: int) -> Iterator[Step]:
     for step in range(schedule.num_rounds + num_segments - 1):
         window = phases_of_window(max(0, step - num_segments + 1), min(step + 1, schedule.num_rounds))
         yield [[message._replace(segment=step - index) for index, message in phase] for phase in window]
+
+
+def of_rank(steps: Iterable[Step], rank: int, pieces: Pieces) -> Iterator[list[Exchange]]:
+    """What one rank does: its exchanges of each step, in the order in which all ranks do theirs.
+
+    Args:
+      steps: of a program.
+      rank: this one.
+      pieces: of the payload. Messages without elements (of a payload with fewer elements than pieces) are left out.
+    """
+    for step in steps:
+        exchanges = [
+            Exchange(
+                next((message for message in phase if message.src == rank and any(pieces.sizes(message))), None),
+                next((message for message in phase if message.dst == rank and any(pieces.sizes(message))), None),
+            )
+            for phase in step
+        ]
+        yield [exchange for exchange in exchanges if exchange != (None, None)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Where the segments of the chunks lie in a flat payload: one after another.
+
+    Attributes:
+      slices: by chunk and segment, in the order of the payload.
+    """
+
+    slices: dict[tuple[int, int], slice]
+
+    @classmethod
+    def of(cls, num_elements: int, *, num_chunks: int, num_segments: int) -> Pieces:
+        """The pieces of a payload of so many elements."""
+        bounds = chunk_bounds(num_elements, num_chunks)
+        slices = {}
+        for chunk, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            inner = [start + bound for bound in chunk_bounds(end - start, num_segments)]
+            for segment, part in enumerate(zip(inner, inner[1:], strict=False)):
+                slices[chunk, segment] = slice(*part)
+        return cls(slices)
+
+    def sizes(self, message: Message) -> list[int]:
+        """Elements of each chunk in a message."""
+        parts = [self.slices[chunk, message.segment] for chunk in message.chunks]
+        return [part.stop - part.start for part in parts]
 
 
 def _messages_of_round(schedule: Schedule, index: int) -> list[Message]:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdp import compat
-from jaxdp.collectives.program import Message, program
-from jaxdp.collectives.schedule import Schedule, chunk_bounds
+from jaxdp.collectives.program import Message, Pieces, of_rank, program
+from jaxdp.collectives.schedule import Schedule
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -45,53 +45,38 @@ def allreduce(
       [num_elements], the same bits on all ranks.
     """
     assert schedule.num_ranks == comm.size, "the schedule is for this communicator"
-    rank = comm.rank
     encode, decode = _wire_format(payload.dtype, wire)
 
-    bounds = chunk_bounds(payload.size, schedule.num_chunks)
-    segment_bounds = [
-        [start + bound for bound in chunk_bounds(end - start, num_segments)]
-        for start, end in zip(bounds, bounds[1:], strict=False)
-    ]
-    pieces = {
-        (chunk, segment): payload[start:end]
-        for chunk, inner in enumerate(segment_bounds)
-        for segment, (start, end) in enumerate(zip(inner, inner[1:], strict=False))
-    }
+    pieces = Pieces.of(payload.size, num_chunks=schedule.num_chunks, num_segments=num_segments)
+    held = {piece: payload[part] for piece, part in pieces.slices.items()}
 
     def packed(message: Message) -> jax.Array:
-        return encode(_joined([pieces[chunk, message.segment] for chunk in message.chunks]))
+        return encode(_joined([held[chunk, message.segment] for chunk in message.chunks]))
 
-    def size(message: Message) -> int:
-        return sum(pieces[chunk, message.segment].size for chunk in message.chunks)
-
-    for step in program(schedule, num_segments):
-        # All ranks leave out empty messages (a payload of fewer elements than pieces): nothing crosses for them.
-        outgoing = [next((m for m in phase if m.src == rank and size(m)), None) for phase in step]
-        incoming = [next((m for m in phase if m.dst == rank and size(m)), None) for phase in step]
-        for message in outgoing:
-            if message is not None and not message.reduce:
+    for step in of_rank(program(schedule, num_segments), comm.rank, pieces):
+        for sent, _ in step:
+            if sent is not None and not sent.reduce:
                 # The copies that leave are rounded, so the one that stays must be.
-                for chunk in message.chunks:
-                    pieces[chunk, message.segment] = decode(encode(pieces[chunk, message.segment]))
+                for chunk in sent.chunks:
+                    held[chunk, sent.segment] = decode(encode(held[chunk, sent.segment]))
         arrived = []
-        for sent, received in zip(outgoing, incoming, strict=True):
+        for sent, received in step:
             if received is None:
-                if sent is not None:
-                    compat.send(packed(sent), dest=sent.dst, comm=comm)
+                assert sent is not None
+                compat.send(packed(sent), dest=sent.dst, comm=comm)
                 continue
-            like = jnp.empty(size(received), payload.dtype if wire is None else jnp.uint16)
+            sizes = pieces.sizes(received)
+            like = jnp.empty(sum(sizes), payload.dtype if wire is None else jnp.uint16)
             if sent is None:
                 values = compat.recv(like, source=received.src, comm=comm)
             else:
                 values = compat.sendrecv(packed(sent), like, source=received.src, dest=sent.dst, comm=comm)
-            ends = np.cumsum([pieces[chunk, received.segment].size for chunk in received.chunks])
-            parts = jnp.split(decode(values), ends[:-1])
+            parts = jnp.split(decode(values), np.cumsum(sizes)[:-1])
             for chunk, place, part in zip(received.chunks, received.moves, parts, strict=True):
                 arrived.append((place, (chunk, received.segment), part, received.reduce))
         for _, where, part, reduce in sorted(arrived, key=lambda entry: entry[0]):
-            pieces[where] = pieces[where] + part if reduce else part
-    return _joined(list(pieces.values()))
+            held[where] = held[where] + part if reduce else part
+    return _joined(list(held.values()))
 
 
 def _joined(parts: list[jax.Array]) -> jax.Array:

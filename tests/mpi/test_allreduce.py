@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdp.collectives import run_mpi4jax, run_numpy
+from jaxdp.collectives import run_mpi4jax, run_mpi4py, run_numpy
 from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
 from jaxdp.collectives.schedule import Move, Schedule
 
@@ -44,6 +44,15 @@ def test_every_algorithm_gives_the_bits_of_the_oracle(world, num_elements, num_s
     for schedule in schedules(world.size):
         expected = run_numpy.allreduce(schedule, values)[world.rank]
         np.testing.assert_array_equal(run(world, schedule, values, num_segments=num_segments), expected)
+
+
+@pytest.mark.parametrize("num_elements", [1, 7, 10_003])
+def test_mpi4py_runs_the_same_program(world, num_elements):
+    values = payloads(world.size, num_elements, np.float32)
+    for schedule in schedules(world.size):
+        expected = run_numpy.allreduce(schedule, values)[world.rank]
+        result = run_mpi4py.allreduce(values[world.rank], schedule=schedule, comm=world.host_comm, num_segments=3)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("wire", [jnp.bfloat16, jnp.float16])
