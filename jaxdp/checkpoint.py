@@ -24,12 +24,14 @@ class Position:
       seed: of the order.
       num_examples: in the training split.
       batch_size: the global batch; `step * batch_size` examples have been seen.
+      chosen: what algorithm "auto" chose, see `make_allreduce`: with another choice sums would round differently.
     """
 
     step: int
     seed: int
     num_examples: int
     batch_size: int
+    chosen: dict[str, Any] | None = None
 
 
 class Checkpoints:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
-from jaxdp.collectives.choice import MPI, WIRES
+from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.models import MODELS
 
 OPTIMIZERS = ("lars", "sgd")
@@ -106,11 +106,12 @@ class AllreduceConfig:
 
     Attributes:
       engine: "mpi4jax".
-      algorithm: a name in the table of algorithms, or "mpi" for the MPI library's own.
+      algorithm: a name in the table of algorithms, "mpi" for the MPI library's own, or "auto" for the one that
+        measurements at the start of the job find best; it is kept as long as the run goes on with as many ranks.
       colors, arity: of the multi-color trees; None to choose by the number of ranks.
       inner, outer: the algorithms of a hierarchical allreduce, inside nodes and between them.
       ranks_per_node: of a hierarchical allreduce; None for as many as there are on this one.
-      segment_bytes: the size of the pieces in which chunks go through the pipeline.
+      segment_bytes: the size of the pieces in which chunks go through the pipeline; "auto" chooses it too.
       wire: what float32 values are rounded to when they are sent: "bfloat16", "float16", or "float32" as they are.
         Sums are in float32 whatever it is.
       bucket_bytes: the most that one allreduce sums, larger single arrays excepted.
@@ -236,7 +237,7 @@ def _check(config: Config) -> None:
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
         ("allreduce.engine", config.allreduce.engine, ENGINES),
-        ("allreduce.algorithm", config.allreduce.algorithm, (*ALGORITHMS, MPI)),
+        ("allreduce.algorithm", config.allreduce.algorithm, (*ALGORITHMS, MPI, AUTO)),
         ("allreduce.inner", config.allreduce.inner, INNER),
         ("allreduce.outer", config.allreduce.outer, OUTER),
         ("allreduce.wire", config.allreduce.wire, tuple(WIRES)),

@@ -82,8 +82,8 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
             claim_workdir(config, workdir)
             checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, position = restore(run, checkpoints)
-    with world.together():
-        allreduce = make_allreduce(config.allreduce, world, run.layout)
+    allreduce = make_allreduce(config.allreduce, world, run.layout, position.chosen)
+    position = dataclasses.replace(position, chosen=allreduce.chosen)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
     if world.is_root:
         print(banner(run, allreduce, workdir, train_split, test_split, position), flush=True)
@@ -205,7 +205,7 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
         latest = checkpoints.latest_step() if checkpoints is not None else None
         if checkpoints is not None and latest is not None:
             state, position = checkpoints.restore(latest, run.first_state)
-            if position != dataclasses.replace(run.position_at_start, step=latest):
+            if position != dataclasses.replace(run.position_at_start, step=latest, chosen=position.chosen):
                 raise ValueError(
                     f"the checkpoint in {checkpoints.folder} is of other data: it has {position}, this run begins "
                     f"with {run.position_at_start}: choose another --workdir"

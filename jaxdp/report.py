@@ -99,7 +99,7 @@ def banner(run: Run, allreduce: Allreduce, workdir: pathlib.Path, train: Split, 
         ("world", f"{ranks}, {world.local_size} on {world.host}, {world.threads} threads a rank"),
         ("devices", run.engine.description),
         ("MPI", world.library),
-        ("allreduce", allreduce.description if world.size > 1 else "none: a world of one"),
+        ("allreduce", allreduce.description),
         ("model", f"{run.config.model.name}, {parameters:,} parameters"),
         (
             "data",

@@ -240,3 +240,15 @@ def test_no_output_but_rank_0s(digits):
     assert len(starts) == 1
     for before, after in itertools.pairwise(line for line in digits.out.splitlines() if "/674" in line):
         assert before != after
+
+
+def test_what_auto_has_chosen_is_kept_when_the_run_goes_on(jobs):
+    auto = (*SHORT, "--config.allreduce.algorithm=auto")
+    first = jobs.train(3, "auto", *auto, "--stop_at_step=5")
+    assert "chosen from measurements" in first.out
+    again = jobs.train(3, "auto", *auto, "--stop_at_step=10")
+    assert "as chosen when the run began" in again.out
+    assert jobs.saved("auto", 10)["chosen"] == jobs.saved("auto", 5)["chosen"]
+    other = jobs.train(2, "auto", *auto, "--stop_at_step=12")
+    assert "chosen from measurements" in other.out
+    assert jobs.saved("auto", 12)["chosen"]["num_ranks"] == 2

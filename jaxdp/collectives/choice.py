@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MPI = "mpi"
 """The name of the MPI library's own allreduce, beside those in the table."""
 
+AUTO = "auto"
+"""In place of a name: a choice for each bucket from measurements at the start."""
+
 WIRES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """What float32 values may be on the wire, and its bytes."""
 

@@ -1,0 +1,153 @@
+"""The allreduce for each bucket, chosen from measurements at the start of a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdp.collectives import run_mpi4py
+from jaxdp.collectives.choice import MPI, WIRES, Choice
+from jaxdp.collectives.cost import Network
+from jaxdp.collectives.measure import measure_network
+
+if TYPE_CHECKING:
+    from jaxdp.world import World
+
+_SEGMENTS = (2**16, 2**18, 2**20)
+# Ring and direct have 2 (p - 1) messages a rank, which is too many to compile in larger worlds.
+_LARGEST_RING = 100
+# The rest of the two seconds goes into measuring the network.
+_TRIAL_SECONDS = 0.8
+_FINALISTS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What was chosen for a bucket, and why.
+
+    Attributes:
+      choice: the fastest in a trial over all ranks.
+      num_bytes: of the bucket.
+      ours: the best of jaxdp's algorithms in the trial.
+      predicted_s, tried_s: seconds that it takes, by the model of the network and in the trial.
+      mpi_s: seconds that MPI's own takes, in the trial; None if it cannot serve (16 bits on the wire).
+    """
+
+    choice: Choice
+    num_bytes: int
+    ours: Choice
+    predicted_s: float
+    tried_s: float
+    mpi_s: float | None
+
+    def __str__(self) -> str:
+        """For a person."""
+        ours = f"{self.predicted_s * 1e3:.3g} ms predicted, {self.tried_s * 1e3:.3g} ms tried"
+        if self.mpi_s is None:
+            return f"{self.choice} for {self.num_bytes:,} bytes ({ours})"
+        rival = f"{self.ours}: {ours}, mpi: {self.mpi_s * 1e3:.3g} ms"
+        return f"{self.choice} for {self.num_bytes:,} bytes ({rival})"
+
+
+def choose(sizes: Sequence[int], wire: str, world: World) -> list[Decision]:
+    """Measures the network, prices all candidates for each bucket, tries the best of them, and decides.
+
+    The model shortlists algorithms of different names; a trial over all ranks, beside MPI's own allreduce, has the last
+    word, as no model knows everything about a machine. Trials are of the bucket's size, or of a part of it where that
+    takes too long. All ranks call it together; it takes about two seconds.
+
+    Args:
+      sizes: bytes of each bucket.
+      wire: see Choice.
+      world: of 2 ranks or more.
+
+    Returns:
+      A decision a bucket, the same on all ranks.
+    """
+    network = measure_network(world)
+    different = list(dict.fromkeys(sizes))
+    decided = {size: _decide(size, wire, network, world, _TRIAL_SECONDS / len(different)) for size in different}
+    return [decided[size] for size in sizes]
+
+
+def candidates(num_ranks: int, ranks_per_node: int | None, wire: str) -> list[Choice]:
+    """All that is worth pricing in a world."""
+    trees: list[dict[str, Any]] = [
+        {"colors": colors, "arity": arity}
+        for colors in (1, 2, 3, 4, 8, 16)
+        for arity in sorted({2, 4, colors})
+        if colors <= num_ranks
+    ]
+    kinds = [Choice("halving_doubling"), Choice("binomial"), *(Choice("multicolor", **tree) for tree in trees)]
+    if num_ranks <= _LARGEST_RING:
+        kinds += [Choice("ring"), Choice("direct")]
+    if ranks_per_node is not None and 1 < ranks_per_node < num_ranks:
+        nodes = num_ranks // ranks_per_node
+        levels = (
+            [Choice("ring"), Choice("halving_doubling")] if nodes <= _LARGEST_RING else [Choice("halving_doubling")]
+        )
+        levels += [Choice("multicolor", **tree) for tree in trees if tree["colors"] <= nodes]
+        kinds += [
+            dataclasses.replace(
+                outer, algorithm="hierarchical", inner="direct", outer=outer.algorithm, ranks_per_node=ranks_per_node
+            )
+            for outer in levels
+        ]
+    return [dataclasses.replace(kind, segment_bytes=segment, wire=wire) for kind in kinds for segment in _SEGMENTS]
+
+
+def _decide(size: int, wire: str, network: Network, world: World, seconds: float) -> Decision:
+    ranked: list[tuple[float, Choice]] = []
+    if world.is_root:
+        everything = candidates(world.size, world.ranks_per_node, wire)
+        ranked = sorted(
+            ((choice.predict(world.size, size, network), choice) for choice in everything), key=lambda entry: entry[0]
+        )
+    # The best of each name; of equally good ones the first in the list.
+    best: dict[str, tuple[float, Choice]] = {}
+    for predicted, choice in ranked:
+        best.setdefault(choice.algorithm, (predicted, choice))
+    finalists: list[tuple[float, Choice]] = world.bcast(list(best.values())[:_FINALISTS])
+
+    # Three runs of each, and the time that MPI's own takes is not known yet: as long as the slowest.
+    expected = 3 * sum(predicted for predicted, _ in finalists) + 3 * finalists[-1][0]
+    part = max(1, int(size // 4 * min(1.0, seconds / expected)))
+    # With half the bytes a value on the wire, half the values take the same time.
+    payload = np.ones(max(1, part * WIRES[wire] // WIRES["float32"]), np.float32)
+    runs: list[Callable[[], object]] = [_runner(choice, payload, world) for _, choice in finalists]
+    if wire == "float32":
+        runs.append(_runner(Choice(MPI), payload, world))
+    timed = _trial(runs, world)
+    scale = size / 4 / part
+    fastest = int(np.argmin(timed[: len(finalists)]))
+    predicted, ours = finalists[fastest]
+    tried, mpi = timed[fastest] * scale, timed[-1] * scale if wire == "float32" else None
+    choice = ours if mpi is None or tried <= mpi else Choice(MPI)
+    return Decision(choice, size, ours, predicted, tried, mpi)
+
+
+def _runner(choice: Choice, payload: np.ndarray, world: World) -> Callable[[], object]:
+    if choice.algorithm == MPI:
+        return lambda: world.host_comm.Allreduce(payload, np.empty_like(payload))
+    schedule = choice.schedule(world.size)
+    segments = choice.num_segments(world.size, payload.nbytes)
+    return lambda: run_mpi4py.allreduce(payload, schedule=schedule, comm=world.host_comm, num_segments=segments)
+
+
+def _trial(runs: Sequence[Callable[[], object]], world: World) -> list[float]:
+    """Seconds of each on the slowest rank, the better of two interleaved runs after one to warm up."""
+    timed = []
+    for _ in range(3):
+        row = []
+        for run in runs:
+            world.barrier()
+            start = time.perf_counter()
+            run()
+            row.append(time.perf_counter() - start)
+        timed.append(row)
+    of_all = np.max(world.allgather(timed), axis=0)
+    return of_all[1:].min(axis=0).tolist()

@@ -1,0 +1,63 @@
+import dataclasses
+
+import jax
+import numpy as np
+
+from configs.digits import get_config
+from jaxdp.collectives import auto
+from jaxdp.collectives.allreduce import make_allreduce
+from jaxdp.collectives.buckets import Buckets
+from jaxdp.collectives.choice import MPI, Choice
+from jaxdp.collectives.measure import measure_network
+from jaxdp.config import Config
+
+LAYOUT = Buckets.plan([np.zeros(1000, np.float32), np.zeros(10, np.float32)], bucket_bytes=4000)
+CONFIG = dataclasses.replace(Config.from_dict(get_config().to_dict()).allreduce, algorithm="auto")
+
+
+def test_the_network_is_the_same_for_all_ranks_and_sensible(world):
+    network = measure_network(world)
+    assert set(world.allgather(network)) == {network}
+    for link in (network.between, network.inside):
+        assert 1e-8 < link.alpha < 0.1
+        assert 1e-12 < link.beta < 1e-6
+        assert 1e-12 < link.gamma < 1e-7
+
+
+def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world):
+    decisions = auto.choose([40_000, 400, 40_000], "float32", world)
+    assert world.allgather(decisions) == [decisions] * world.size
+    assert decisions[0] is decisions[2]
+    assert [decision.num_bytes for decision in decisions] == [40_000, 400, 40_000]
+    for decision in decisions:
+        faster = decision.ours if decision.tried_s <= decision.mpi_s else Choice(MPI)
+        assert decision.choice == faster
+
+
+def test_16_bits_on_the_wire_are_beyond_mpi(world):
+    (decision,) = auto.choose([40_000], "bfloat16", world)
+    assert decision.mpi_s is None
+    assert decision.choice.wire == "bfloat16"
+    assert decision.choice.algorithm != MPI
+
+
+def test_what_was_chosen_sums_and_is_kept(world):
+    first = make_allreduce(CONFIG, world, LAYOUT)
+    buckets = [np.full(size // 4, world.rank, np.float32) for size in LAYOUT.sizes]
+    for bucket in jax.jit(first)(buckets):
+        np.testing.assert_array_equal(bucket, sum(range(world.size)))
+
+    other = first.chosen | {"choices": [dataclasses.asdict(Choice("binomial", segment_bytes=77))] * 2}
+    kept = make_allreduce(CONFIG, world, LAYOUT, other)
+    assert kept.choices == [Choice("binomial", segment_bytes=77)] * 2
+    assert kept.chosen == other
+    assert "as chosen when the run began" in kept.description
+
+
+def test_what_was_chosen_elsewhere_is_chosen_anew(world):
+    elsewhere = {"num_ranks": 99, "sizes": LAYOUT.sizes, "wire": "float32", "choices": []}
+    for chosen in (elsewhere, elsewhere | {"num_ranks": world.size, "sizes": [1]}):
+        found = make_allreduce(CONFIG, world, LAYOUT, chosen)
+        assert len(found.choices) == 2
+        assert found.chosen["num_ranks"] == world.size
+        assert "chosen from measurements" in found.description
