@@ -34,7 +34,7 @@ class AgreedExit(SystemExit):
     """The end of the job on which all ranks have agreed; any other exit of one rank would leave the rest waiting."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class World:
     """The ranks of this job, as this one sees them.
 

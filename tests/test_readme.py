@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from jaxdp import cli
+from jaxdp.bench.allreduce import make_parser as allreduce_parser
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,6 +45,8 @@ def test_the_clusters_commands_are_understood():
             assert cli.parse_train(words[words.index("jaxdp.train") :]).config is not None
         if "jaxdp.evaluate" in words:
             assert cli.parse_evaluate(words[words.index("jaxdp.evaluate") :]).workdir
+        if "allreduce" in words:
+            assert allreduce_parser().parse_args(words[words.index("allreduce") + 1 :]).sizes
 
 
 def test_the_config_is_one(tmp_path, monkeypatch):
@@ -51,6 +54,15 @@ def test_the_config_is_one(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(ROOT)
     assert cli.parse_train(["train", f"--config={tmp_path / 'mine.py'}"]).config.optimizer.name == "lars"
+
+
+def test_the_training_loop_of_ones_own_trains(jobs, tmp_path):
+    (code,) = (block for block in blocks("python") if "jaxdp.run" in block)
+    (tmp_path / "loop.py").write_text(code)
+    ended = jobs.run(2, str(tmp_path / "loop.py"))
+    assert ended.code == 0, ended.err
+    (said,) = re.findall(r"it says `(loss [\d.]+ on 2 ranks)`", README)
+    assert ended.out.strip() == said
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)]+)\)", README))

@@ -19,14 +19,16 @@ import numpy as np
 
 from jaxdp import compat
 from jaxdp.bench import parse
+from jaxdp.collectives import auto
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.choice import MPI, WIRES, Choice
+from jaxdp.collectives.choice import AUTO, MPI, WIRES, Choice
 from jaxdp.collectives.cost import Network
 from jaxdp.collectives.measure import measure_network
 from jaxdp.world import World
 
 # Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
 _LARGEST_EXACT = 256
+_NAMES = (*ALGORITHMS, MPI, AUTO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Row:
     """What was measured of one allreduce at one size.
 
     Attributes:
-      algorithm, colors, arity, wire, segment_bytes: see Choice.
+      algorithm: its name, "mpi" for the MPI library's own, "auto" for the one that was chosen by measurement.
       engine: "mpi4jax" or "xla".
       size_bytes: of the payload.
       median_s, p95_s: seconds, over all repetitions.
@@ -42,6 +44,9 @@ class Row:
       predicted_s: seconds, by the model of the network; None for what has no schedule.
       ratio_to_mpi: median of MPI's own allreduce over this one's, 2.0 being twice as fast; None without it.
       exact: whether every sum of every repetition was right on every rank.
+      label: algorithm and options, for a person.
+      wire, segment_bytes: see Choice.
+      seconds: of each repetition.
     """
 
     algorithm: str
@@ -62,12 +67,12 @@ class Row:
 def main(words: Sequence[str], world: World) -> None:
     """Measures, and has rank 0 print and write the rows."""
     with world.together():
-        arguments = _parser().parse_args(words) if not {"-h", "--help"} & set(words) else None
+        arguments = make_parser().parse_args(words) if not {"-h", "--help"} & set(words) else None
         if arguments is not None:
             _check(arguments, world)
     if arguments is None:
         if world.is_root:
-            _parser().print_help()
+            make_parser().print_help()
         return
     world.require_equal("command line", list(words))
     compat.prepare_process(threads=world.threads)
@@ -76,7 +81,7 @@ def main(words: Sequence[str], world: World) -> None:
         print(_header(world, network), flush=True)
     rows: list[Row] = []
     for size in arguments.sizes:
-        found = _measure(_candidates(arguments, world), size, network, arguments.repeat, world)
+        found = _measure(_contenders(arguments, size, world), size, network, arguments.repeat, world)
         rows += found
         if world.is_root:
             print(_table(found), flush=True)
@@ -95,12 +100,13 @@ def main(words: Sequence[str], world: World) -> None:
             plots.allreduce(rows, arguments.plot, ranks=world.size)
 
 
-def _parser() -> parse.Parser:
+def make_parser() -> parse.Parser:
+    """The flags of this benchmark."""
     parser = parse.Parser("jaxdp.bench allreduce", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--sizes", type=parse.sizes, default=parse.sizes("64K,1M,25M"), help="of the float32 payload: 64K,1M,25M")
-    add("--algorithms", type=parse.names, default=["all"], help=f"all, or of {', '.join(ALGORITHMS)}, {MPI}")
+    add("--algorithms", type=parse.names, default=["all"], help=f"all, or of {', '.join(_NAMES)}")
     add("--colors", type=parse.numbers, default=None, help="of multicolor, each a row; default 2,4")
     add("--arity", type=parse.numbers, default=None, help="of multicolor, each a row; default: as many as colors")
     add("--segment", type=parse.size, default=2**18, help="size of the segments in the pipeline; default 262144")
@@ -120,8 +126,8 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
     if arguments.repeat < 1:
         raise ValueError(f"--repeat is 1 or more, not {arguments.repeat}")
     for name in arguments.algorithms:
-        if name not in ("all", MPI, *ALGORITHMS):
-            raise ValueError(f"--algorithms {name!r} is unknown: known are all, {', '.join(ALGORITHMS)}, {MPI}")
+        if name not in ("all", *_NAMES):
+            raise ValueError(f"--algorithms {name!r} is unknown: known are all, {', '.join(_NAMES)}")
     for path in (arguments.json, arguments.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -130,13 +136,14 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
             raise ValueError(f"{colors} colors need at least {colors} ranks, this world has {world.size}: see --colors")
 
 
-def _candidates(arguments: argparse.Namespace, world: World) -> list[Choice]:
-    """What is compared: MPI's own always among it, where the wire lets it be."""
-    everything = "all" in arguments.algorithms
-    names = [*ALGORITHMS, MPI] if everything else [*dict.fromkeys([*arguments.algorithms, MPI])]
+def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[tuple[str, Choice]]:
+    """What is compared at a size: names, and what they stand for; MPI's own is always there to compare with."""
+    names = _NAMES if "all" in arguments.algorithms else tuple(dict.fromkeys([*arguments.algorithms, MPI]))
     common: dict[str, Any] = {"segment_bytes": arguments.segment, "wire": arguments.wire}
-    found = []
+    found: list[Choice] = []
     for name in names:
+        if name == AUTO:
+            continue
         if name == MPI:
             found.append(Choice(MPI))
         elif name == "multicolor":
@@ -151,16 +158,20 @@ def _candidates(arguments: argparse.Namespace, world: World) -> list[Choice]:
                 found.append(Choice(name, ranks_per_node=world.ranks_per_node, **levels, **common))
         else:
             found.append(Choice(name, **common))
-    return found
+    contenders = [(choice.algorithm, choice) for choice in found]
+    if AUTO in names:
+        (decision,) = auto.choose([size], arguments.wire, world)
+        contenders.append((AUTO, decision.choice))
+    return contenders
 
 
-def _measure(candidates: list[Choice], size: int, network: Network, repeat: int, world: World) -> list[Row]:
+def _measure(contenders: list[tuple[str, Choice]], size: int, network: Network, repeat: int, world: World) -> list[Row]:
     import jax
 
     from jaxdp.collectives.allreduce import Allreduce
 
     num_elements = max(1, size // 4)
-    programs = [jax.jit(Allreduce([choice], world.device_comm)) for choice in candidates]
+    programs = [jax.jit(Allreduce([choice], world.device_comm)) for _, choice in contenders]
 
     def once(program: Callable[[Any], Any], repetition: int) -> tuple[float, bool]:
         mine, expected = _payload(num_elements, world, repetition)
@@ -176,14 +187,14 @@ def _measure(candidates: list[Choice], size: int, network: Network, repeat: int,
     timed = [[once(program, repetition) for program in programs] for repetition in range(-1, repeat)]
     everyone = world.allgather(timed)
     rows = []
-    for index, choice in enumerate(candidates):
+    for index, (name, choice) in enumerate(contenders):
         of_ranks = [[repetition[index] for repetition in of_rank] for of_rank in everyone]
         seconds = [max(second for second, _ in of_one) for of_one in zip(*of_ranks, strict=True)][1:]
         median = float(np.median(seconds))
         predicted = choice.predict(world.size, size, network) if choice.algorithm != MPI else None
         rows.append(
             Row(
-                algorithm=choice.algorithm,
+                algorithm=name,
                 engine="mpi4jax",
                 size_bytes=size,
                 median_s=median,
@@ -192,7 +203,7 @@ def _measure(candidates: list[Choice], size: int, network: Network, repeat: int,
                 predicted_s=predicted,
                 ratio_to_mpi=None,
                 exact=all(right for of_rank in of_ranks for _, right in of_rank),
-                label=str(choice),
+                label=f"{AUTO}: {choice}" if name == AUTO else str(choice),
                 wire=choice.wire,
                 segment_bytes=None if choice.algorithm == MPI else choice.segment_bytes,
                 seconds=seconds,

@@ -21,7 +21,7 @@ def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
     rows = document["rows"]
     assert document["ranks"] == 4
     # On one node there is nothing for the hierarchical one to do; MPI's own and another color are there as well.
-    expected = {*ALGORITHMS, "mpi"} - {"hierarchical"}
+    expected = {*ALGORITHMS, "mpi", "auto"} - {"hierarchical"}
     assert {row["algorithm"] for row in rows} == expected
     assert len(rows) == 2 * (len(expected) + 1)
     for row in rows:
@@ -31,7 +31,7 @@ def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
         assert min(row["seconds"]) <= row["median_s"] == np.median(row["seconds"]) <= row["p95_s"]
         assert len(row["seconds"]) == 3
         assert row["busbw_gbit_s"] == pytest.approx(1.5 * 8e-9 * row["size_bytes"] / row["median_s"])
-        assert (row["predicted_s"] is None) == (row["algorithm"] == "mpi")
+        assert (row["predicted_s"] is None) == (row["label"] in ("mpi", "auto: mpi"))
         assert row["label"] in ended.out
     assert {row["ratio_to_mpi"] for row in rows if row["algorithm"] == "mpi"} == {1.0}
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
