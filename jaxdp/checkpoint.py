@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import flax.serialization
 import jax
 import numpy as np
 
+from jaxdp import compat
 from jaxdp.state import TrainState, fingerprint
 
 
@@ -45,17 +47,14 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int | None = None):
-        from orbax.checkpoint import v1 as ocp
-
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._saves = ocp.training.Checkpointer(
-            self.folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            # What a killed job left half-written is nobody's any more.
-            cleanup_tmp_directories=keep is not None,
-        )
+        self._keep = keep
         self._pending: Any = None
+        if keep is not None:
+            # What a killed job left half-written is nobody's any more.
+            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half)
 
     def save(self, state: TrainState, position: Position) -> None:
         """Copies the state and writes it in the background.
@@ -63,29 +62,36 @@ class Checkpoints:
         Raises:
           OSError: this save, or the one before, failed.
         """
+        from orbax.checkpoint import v1 as ocp
+
         self.wait()
         document = {
             "position": dataclasses.asdict(position) | {"fingerprint": fingerprint(state)},
             "state": flax.serialization.to_state_dict(state),
         }
-        with self._failing_as_oserror():
-            self._pending = self._saves.save_checkpointables_async(position.step, document, force=True)
+        with self._failing_as_oserror(), compat.orbax_alone():
+            self._pending = ocp.save_checkpointables_async(self.folder / str(position.step), document)
 
     def wait(self) -> None:
-        """Waits for the save under way.
+        """Waits for the save under way, and lets go of those that are too old by then.
 
         Raises:
           OSError: it failed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with self._failing_as_oserror():
+            with self._failing_as_oserror(), compat.orbax_alone():
                 pending.result()
+                for step in self._steps()[: -(self._keep or 1)]:
+                    shutil.rmtree(self.folder / str(step))
 
     def latest_step(self) -> int | None:
         """The step of the latest whole save, None if there is none."""
-        latest = self._saves.latest
-        return None if latest is None else latest.step
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        # Orbax gives a save its name when it is whole.
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         """Reads a save.
@@ -100,14 +106,17 @@ class Checkpoints:
         Raises:
           ValueError: the save is damaged, or of another model or optimizer.
         """
+        from orbax.checkpoint import v1 as ocp
+
         where = self.folder / str(step)
         wanted = flax.serialization.to_state_dict(like)
         hollow = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), wanted)
         try:
-            stored = self._saves.checkpointables_metadata(step).metadata["state"]
-            # Orbax casts and reshapes without a word.
-            _require_same(_shapes(stored), _shapes(wanted), where)
-            document = self._saves.load_checkpointables(step, {"state": hollow, "position": None})
+            with compat.orbax_alone():
+                stored = ocp.checkpointables_metadata(where).metadata["state"]
+                # Orbax casts and reshapes without a word.
+                _require_same(_shapes(stored), _shapes(wanted), where)
+                document = ocp.load_checkpointables(where, {"state": hollow, "position": None})
             noted = dict(document["position"])
             expected = noted.pop("fingerprint")
             state = flax.serialization.from_state_dict(like, document["state"])
@@ -126,9 +135,8 @@ class Checkpoints:
         return state, Position(**noted)
 
     def close(self) -> None:
-        """Waits for the save under way and lets go of the folder."""
+        """Waits for the save under way."""
         self.wait()
-        self._saves.close()
 
     @contextlib.contextmanager
     def _failing_as_oserror(self) -> Iterator[None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,36 @@ def use_compilation_cache(*, rank: int, size: int) -> None:
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home, kind, f"{rank}-of-{size}")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def initialize_distributed() -> None:
+    """Has JAX connect all ranks of MPI_COMM_WORLD: they share one mesh from then on. Before any use of a device."""
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(cluster_detection_method="mpi4py")
+
+
+@contextlib.contextmanager
+def orbax_alone() -> Iterator[None]:
+    """Orbax in this process alone, whatever number of processes JAX knows of (the engine xla).
+
+    Its own option for that, active_processes, is heeded by its barriers, but not by its comparison of directories
+    (orbax-checkpoint 0.12), which would wait for all ranks for ever.
+    """
+    from orbax.checkpoint import v1 as ocp
+    from orbax.checkpoint._src.multihost import multihost as before_v1
+    from orbax.checkpoint.experimental.v1._src.synchronization import multihost
+
+    for module in (before_v1, multihost):
+        module.process_count = _one
+    only_me = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="jaxdp")
+    with ocp.Context(multiprocessing_options=only_me):
+        yield
+
+
+def _one() -> int:
+    return 1
 
 
 def import_tfds() -> ModuleType:

@@ -16,7 +16,7 @@ from jaxdp.models import MODELS
 
 OPTIMIZERS = ("lars", "sgd")
 DECAYS = ("cosine", "polynomial")
-ENGINES = ("mpi4jax",)
+ENGINES = ("mpi4jax", "xla")
 
 # A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
 MAY_CHANGE = (
@@ -105,7 +105,8 @@ class AllreduceConfig:
     """How gradients cross between ranks.
 
     Attributes:
-      engine: "mpi4jax".
+      engine: "mpi4jax" for the algorithms here; "xla" for JAX's own collectives (gloo between CPUs, NCCL between GPUs),
+        to which only `bucket_bytes` applies.
       algorithm: a name in the table of algorithms, "mpi" for the MPI library's own, or "auto" for the one that
         measurements at the start of the job find best; it is kept as long as the run goes on with as many ranks.
       colors, arity: of the multi-color trees; None to choose by the number of ranks.
@@ -283,6 +284,11 @@ def _check(config: Config) -> None:
         raise ValueError(
             "the MPI library's own allreduce sends what it sums: "
             f"config.allreduce.wire {config.allreduce.wire!r} needs another config.allreduce.algorithm than 'mpi'"
+        )
+    if config.allreduce.wire != "float32" and config.allreduce.engine == "xla":
+        raise ValueError(
+            f"JAX's own collectives send what they sum: config.allreduce.wire {config.allreduce.wire!r} needs "
+            "config.allreduce.engine 'mpi4jax'"
         )
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(

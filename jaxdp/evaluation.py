@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxdp.data.feed import padded
 from jaxdp.data.source import Split
-from jaxdp.engine import LocalEngine
+from jaxdp.engines import Engine
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task
 from jaxdp.world import World
@@ -23,15 +23,15 @@ class Evaluation:
       world: all ranks.
     """
 
-    def __init__(self, task: Task, engine: LocalEngine, split: Split, *, batch_size: int, world: World):
-        self._engine, self._split, self._batch_size, self._world = engine, split, batch_size, world
+    def __init__(self, task: Task, engine: Engine, split: Split, *, batch_size: int, world: World):
+        self._split, self._batch_size, self._world = split, batch_size, world
         self._step = engine.evaluate_step(task)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """{"test_loss", "test_accuracy"}; all ranks call it together."""
-        split, engine, size = self._split, self._engine, self._batch_size
+        split, size = self._split, self._batch_size
         sums = [
-            self._step(state.params, state.stats, engine.place(_host_batch(split, slice(start, start + size), size)))
+            self._step(state.params, state.stats, _host_batch(split, slice(start, start + size), size))
             for start in range(0, len(split.labels_N), size)
         ]
         mine = [sum(float(batch[name]) for batch in sums) for name in ("loss", "hits")]

@@ -12,13 +12,12 @@ import optax
 
 from jaxdp import __version__, compat
 from jaxdp.checkpoint import Checkpoints, Position
-from jaxdp.collectives.allreduce import make_allreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.config import Config
 from jaxdp.data import feed
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.source import Source, Split, open_source, prepare_digits
-from jaxdp.engine import LocalEngine
+from jaxdp.engines import Engine, make_engine
 from jaxdp.evaluation import Evaluation
 from jaxdp.metrics import read_metrics
 from jaxdp.models.network import Network
@@ -45,7 +44,7 @@ class Run:
     world: World
     plan: Plan
     source: Source
-    engine: LocalEngine
+    engine: Engine
     deal: Deal
     task: Task
     learning_rate: optax.Schedule
@@ -82,11 +81,11 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
             claim_workdir(config, workdir)
             checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, position = restore(run, checkpoints)
-    allreduce = make_allreduce(config.allreduce, world, run.layout, position.chosen)
+    allreduce = run.engine.make_allreduce(config.allreduce, world, run.layout, position.chosen)
     position = dataclasses.replace(position, chosen=allreduce.chosen)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
     if world.is_root:
-        print(banner(run, allreduce, workdir, train_split, test_split, position), flush=True)
+        print(banner(run, allreduce.description, workdir, train_split, test_split, position), flush=True)
     if world.bcast(world.is_root and _nothing_left(workdir, position, run.plan, end)):
         if checkpoints is not None:
             print(f"nothing to do: step {position.step} of {run.plan.total_steps} is done already", flush=True)
@@ -121,7 +120,7 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
         if done in run.plan.save_steps or done == end:
             settle()
             if checkpoints is not None:
-                checkpoints.save(state, dataclasses.replace(position, step=done))
+                checkpoints.save(run.engine.host_copy(state), dataclasses.replace(position, step=done))
             if report is not None:
                 report.restart_clock()
 
@@ -156,6 +155,7 @@ def evaluate_run(config: Config, workdir: pathlib.Path, world: World) -> None:
 def build(config: Config, world: World) -> Run:
     """Makes every part that the config names; a user's mistake in any of them ends the job with one message."""
     compat.use_compilation_cache(rank=world.rank, size=world.size)
+    engine = make_engine(config.allreduce.engine, world)
     prepare_digits(config.data, world)
     with world.together():
         source = open_source(config.data)
@@ -166,7 +166,6 @@ def build(config: Config, world: World) -> Run:
             num_classes=source.num_classes,
             seed=config.seed,
         )
-    engine = LocalEngine.create(world.size)
     world.require_equal("number of local devices", engine.num_devices)
     world.require_equal("version of jaxdp", __version__)
     world.require_equal("data set", (source.name, source.num_examples("train"), source.num_examples("test")))

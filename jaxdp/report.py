@@ -16,7 +16,6 @@ from jaxdp.world import is_launched
 
 if TYPE_CHECKING:
     from jaxdp.checkpoint import Position
-    from jaxdp.collectives.allreduce import Allreduce
     from jaxdp.data.source import Split
     from jaxdp.loop import Run
     from jaxdp.plan import Plan
@@ -87,7 +86,7 @@ def _on_terminal() -> bool:
     return os.environ.get("JAXDP_PROGRESS") == "bar" or (sys.stdout.isatty() and not is_launched())
 
 
-def banner(run: Run, allreduce: Allreduce, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:
+def banner(run: Run, allreduce: str, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:
     """The block that says what is about to run."""
     world, plan = run.world, run.plan
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.first_state.params))
@@ -99,7 +98,7 @@ def banner(run: Run, allreduce: Allreduce, workdir: pathlib.Path, train: Split, 
         ("world", f"{ranks}, {world.local_size} on {world.host}, {world.threads} threads a rank"),
         ("devices", run.engine.description),
         ("MPI", world.library),
-        ("allreduce", allreduce.description),
+        ("allreduce", allreduce),
         ("model", f"{run.config.model.name}, {parameters:,} parameters"),
         (
             "data",

@@ -50,6 +50,10 @@ def test_a_config_comes_back_as_it_went_in():
             {"allreduce__algorithm": "mpi", "allreduce__wire": "float16"},
             r"config\.allreduce\.wire 'float16' needs another config\.allreduce\.algorithm than 'mpi'",
         ),
+        (
+            {"allreduce__engine": "xla", "allreduce__wire": "bfloat16"},
+            r"config\.allreduce\.wire 'bfloat16' needs config\.allreduce\.engine 'mpi4jax'",
+        ),
         ({"data__std": (0.0,)}, r"std above 0: they are \(0\.306,\) and \(0\.0,\)"),
         ({"data__std": (1.0, 1.0)}, "need as many values as one another"),
     ],

@@ -8,7 +8,7 @@ from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
 from jaxdp.data.feed import padded
 from jaxdp.data.order import Deal
-from jaxdp.engine import LocalEngine
+from jaxdp.engines.local import LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task, reduced_shapes

@@ -252,3 +252,43 @@ def test_what_auto_has_chosen_is_kept_when_the_run_goes_on(jobs):
     other = jobs.train(2, "auto", *auto, "--stop_at_step=12")
     assert "chosen from measurements" in other.out
     assert jobs.saved("auto", 12)["chosen"]["num_ranks"] == 2
+
+
+XLA = (*SHORT, "--config.allreduce.engine=xla")
+
+
+@pytest.fixture(scope="module")
+def by_xla(jobs):
+    """A whole short run with JAX's own collectives, on 2 ranks of 2 devices."""
+    return jobs.train(2, "xla", *XLA, devices=2)
+
+
+def test_xla_trains_as_mpi4jax_does(jobs, by_xla):
+    assert "by XLA (gloo)" in by_xla.out
+    jobs.train(2, "xla_rival", *SHORT, devices=2)
+    # Float32 sums in another order; see test_the_loss_does_not_depend_on_the_number_of_ranks.
+    for mine, other in zip(jobs.metrics("xla"), jobs.metrics("xla_rival"), strict=True):
+        assert mine["step"] == other["step"]
+        if "loss" in mine:
+            assert mine["loss"] == pytest.approx(other["loss"], rel=5e-3)
+        if "test_accuracy" in mine:
+            assert mine["test_accuracy"] == pytest.approx(other["test_accuracy"], abs=0.02)
+
+
+@pytest.mark.usefixtures("by_xla")
+def test_xla_saves_goes_on_and_evaluates(jobs):
+    jobs.train(2, "xla_stopped", *XLA, "--stop_at_step=20", devices=2)
+    again = jobs.train(2, "xla_stopped", *XLA, devices=2)
+    assert "goes on from step 20" in again.out
+    last = max(line["step"] for line in jobs.metrics("xla"))
+    assert jobs.saved("xla_stopped", last)["fingerprint"] == jobs.saved("xla", last)["fingerprint"]
+    ended = jobs.run(3, "-m", "jaxdp.evaluate", f"--workdir={jobs.folder / 'xla'}")
+    assert ended.code == 0, ended.err
+    summary = jobs.metrics("xla")[-1]
+    assert f"test accuracy {summary['test_accuracy']:.4f}" in ended.out
+
+
+def test_a_rank_that_fails_under_xla_ends_the_job(jobs):
+    mistake = jobs.run(2, "-m", "jaxdp.train", *XLA, "--config.model.width=-1", f"--workdir={jobs.folder / 'no'}")
+    assert mistake.code != 0
+    assert mistake.seconds < 30

@@ -13,7 +13,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import AUTO, MPI, WIRES, Choice
 from jaxdp.collectives.cost import Network
 from jaxdp.collectives.measure import measure_network
+from jaxdp.config import ENGINES
 from jaxdp.world import World
 
 # Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
@@ -77,6 +78,8 @@ def main(words: Sequence[str], world: World) -> None:
     world.require_equal("command line", list(words))
     compat.prepare_process(threads=world.threads)
     network = measure_network(world)
+    if arguments.engine == "xla":
+        compat.initialize_distributed()
     if world.is_root:
         print(_header(world, network), flush=True)
     rows: list[Row] = []
@@ -111,7 +114,7 @@ def make_parser() -> parse.Parser:
     add("--arity", type=parse.numbers, default=None, help="of multicolor, each a row; default: as many as colors")
     add("--segment", type=parse.size, default=2**18, help="size of the segments in the pipeline; default 262144")
     add("--wire", choices=tuple(WIRES), default="float32", help="what float32 is on the wire")
-    add("--engine", choices=("mpi4jax",), default="mpi4jax", help="what runs it")
+    add("--engine", choices=ENGINES, default="mpi4jax", help="what runs it; xla stands alone")
     add("--repeat", type=int, default=10, help="repetitions of each, interleaved; default 10")
     add("--json", type=pathlib.Path, help="a file for the rows")
     add("--plot", type=pathlib.Path, help="a file for a picture of time over size, as allreduce.png")
@@ -136,8 +139,13 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
             raise ValueError(f"{colors} colors need at least {colors} ranks, this world has {world.size}: see --colors")
 
 
-def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[tuple[str, Choice]]:
-    """What is compared at a size: names, and what they stand for; MPI's own is always there to compare with."""
+def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[tuple[str, Choice | None]]:
+    """What is compared at a size: names, and what they stand for; MPI's own is always there to compare with.
+
+    JAX's own has a job to itself: once it has connected the ranks, everything else is slower.
+    """
+    if arguments.engine == "xla":
+        return [("psum", None)]
     names = _NAMES if "all" in arguments.algorithms else tuple(dict.fromkeys([*arguments.algorithms, MPI]))
     common: dict[str, Any] = {"segment_bytes": arguments.segment, "wire": arguments.wire}
     found: list[Choice] = []
@@ -158,30 +166,28 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
                 found.append(Choice(name, ranks_per_node=world.ranks_per_node, **levels, **common))
         else:
             found.append(Choice(name, **common))
-    contenders = [(choice.algorithm, choice) for choice in found]
+    contenders: list[tuple[str, Choice | None]] = [(choice.algorithm, choice) for choice in found]
     if AUTO in names:
         (decision,) = auto.choose([size], arguments.wire, world)
         contenders.append((AUTO, decision.choice))
     return contenders
 
 
-def _measure(contenders: list[tuple[str, Choice]], size: int, network: Network, repeat: int, world: World) -> list[Row]:
-    import jax
-
-    from jaxdp.collectives.allreduce import Allreduce
-
+def _measure(
+    contenders: list[tuple[str, Choice | None]], size: int, network: Network, repeat: int, world: World
+) -> list[Row]:
     num_elements = max(1, size // 4)
-    programs = [jax.jit(Allreduce([choice], world.device_comm)) for _, choice in contenders]
+    programs = [_psum() if choice is None else _by_mpi4jax(choice, world) for _, choice in contenders]
 
-    def once(program: Callable[[Any], Any], repetition: int) -> tuple[float, bool]:
+    def once(program: Program, repetition: int) -> tuple[float, bool]:
         mine, expected = _payload(num_elements, world, repetition)
-        there = [jax.device_put(mine)]
-        jax.block_until_ready(there)
+        there = program.place(mine)
+        there.block_until_ready()
         world.barrier()
         start = time.perf_counter()
-        (result,) = jax.block_until_ready(program(there))
+        result = program.run(there).block_until_ready()
         seconds = time.perf_counter() - start
-        return seconds, bool((np.asarray(result) == expected).all())
+        return seconds, bool((program.fetch(result) == expected).all())
 
     # The first run of each compiles it, and lets its connections warm up.
     timed = [[once(program, repetition) for program in programs] for repetition in range(-1, repeat)]
@@ -191,26 +197,62 @@ def _measure(contenders: list[tuple[str, Choice]], size: int, network: Network, 
         of_ranks = [[repetition[index] for repetition in of_rank] for of_rank in everyone]
         seconds = [max(second for second, _ in of_one) for of_one in zip(*of_ranks, strict=True)][1:]
         median = float(np.median(seconds))
-        predicted = choice.predict(world.size, size, network) if choice.algorithm != MPI else None
+        ours = choice if choice is not None and choice.algorithm != MPI else None
         rows.append(
             Row(
                 algorithm=name,
-                engine="mpi4jax",
+                engine="xla" if choice is None else "mpi4jax",
                 size_bytes=size,
                 median_s=median,
                 p95_s=float(np.percentile(seconds, 95)),
                 busbw_gbit_s=2 * (world.size - 1) / world.size * size * 8 / median / 1e9,
-                predicted_s=predicted,
+                predicted_s=None if ours is None else ours.predict(world.size, size, network),
                 ratio_to_mpi=None,
                 exact=all(right for of_rank in of_ranks for _, right in of_rank),
-                label=f"{AUTO}: {choice}" if name == AUTO else str(choice),
-                wire=choice.wire,
-                segment_bytes=None if choice.algorithm == MPI else choice.segment_bytes,
+                label=f"{AUTO}: {choice}" if name == AUTO else str(choice or name),
+                wire=choice.wire if choice else "float32",
+                segment_bytes=None if ours is None else ours.segment_bytes,
                 seconds=seconds,
             )
         )
     mpi = next((row.median_s for row in rows if row.algorithm == MPI), None)
     return [dataclasses.replace(row, ratio_to_mpi=mpi and mpi / row.median_s) for row in rows]
+
+
+class Program(NamedTuple):
+    """An allreduce of flat arrays: from this rank's host onto a device, over all ranks, and back."""
+
+    place: Callable[[np.ndarray], Any]
+    run: Callable[[Any], Any]
+    fetch: Callable[[Any], np.ndarray]
+
+
+def _by_mpi4jax(choice: Choice, world: World) -> Program:
+    import jax
+
+    from jaxdp.collectives.allreduce import Allreduce
+
+    summed = Allreduce([choice], world.device_comm)
+    cpu = jax.local_devices(backend="cpu")[0]
+    return Program(lambda mine: jax.device_put(mine, cpu), jax.jit(lambda mine: summed([mine])[0]), np.asarray)
+
+
+def _psum() -> Program:
+    """JAX's own, over the first device of every rank."""
+    import jax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    first = list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
+    mesh = jax.make_mesh((len(first),), ("rank",), axis_types=(AxisType.Auto,), devices=first)
+    split = NamedSharding(mesh, PartitionSpec("rank"))
+    summed = jax.shard_map(
+        lambda mine: jax.lax.psum(mine, "rank"), mesh=mesh, in_specs=PartitionSpec("rank"), out_specs=PartitionSpec()
+    )
+    return Program(
+        lambda mine: jax.make_array_from_process_local_data(split, mine[None]),
+        jax.jit(summed),
+        lambda result: np.asarray(result.addressable_data(0))[0],
+    )
 
 
 def _payload(num_elements: int, world: World, repetition: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from jaxdp.collectives.buckets import Buckets
     from jaxdp.config import AllreduceConfig
     from jaxdp.world import World
+
+
+class BucketSum(Protocol):
+    """Sums buckets over all ranks; what that means for where it is called, its engine knows."""
+
+    @property
+    def chosen(self) -> dict[str, Any] | None: ...
+
+    @property
+    def description(self) -> str: ...
+
+    def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -46,6 +46,14 @@ def test_16_bits_on_the_wire_are_exact_too_for_whole_numbers(jobs):
     assert "NO" not in ended.out
 
 
+def test_jaxs_own_allreduce_is_measured_by_itself(jobs, tmp_path):
+    words = ["--engine=xla", "--sizes=64K", "--repeat=2", f"--json={tmp_path / 'rows.json'}"]
+    ended = jobs.run(3, "-m", "jaxdp.bench", "allreduce", *words, devices=2)
+    assert ended.code == 0, ended.err
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (row["algorithm"], row["engine"], row["exact"], row["predicted_s"]) == ("psum", "xla", True, None)
+
+
 @pytest.mark.parametrize(
     ("ranks", "words", "message"),
     [

@@ -78,7 +78,9 @@ def test_a_mistake_ends_the_job_on_all_hosts():
     assert ended.stderr.count("jaxdp: error:") == 1
 
 
-def test_commands_that_are_not_there_are_named():
-    ended = netcluster("start")
+@pytest.mark.parametrize("words", [("start",), ("up", "many"), ("up", "2", "fast"), ("run",)])
+def test_a_mistake_is_one_message_and_changes_nothing(words):
+    ended = netcluster(*words)
     assert ended.returncode == 2
-    assert "launch/netcluster: error:" in ended.stderr
+    assert ended.stderr.startswith("launch/netcluster: error:")
+    assert len(ended.stderr.splitlines()) == 1

@@ -13,7 +13,7 @@ from jaxdp.config import OptimizerConfig
 from jaxdp.data import feed
 from jaxdp.data.order import Deal, Order, even_bounds
 from jaxdp.data.source import Split
-from jaxdp.engine import LocalEngine
+from jaxdp.engines.local import LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.state import TrainState, fingerprint

@@ -1,24 +1,33 @@
-"""Where arrays live, and how the three parts of a step become programs: the engine `mpi4jax`."""
+"""A mesh of this rank's own devices, with messages between ranks: the engine `mpi4jax`."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdp.collectives.allreduce import Allreduce
+from jaxdp.collectives.allreduce import Allreduce, BucketSum, make_allreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
 
+if TYPE_CHECKING:
+    from jaxdp.config import AllreduceConfig
+    from jaxdp.world import World
+
 PyTree = Any
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
-_AXIS = "device"
+AXIS = "device"
+
+
+def as_varying(tree: PyTree) -> PyTree:
+    """Inside shard_map: the same values, whose gradients stay each device's own, to be summed once with the rest."""
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +51,7 @@ class LocalEngine:
     def create(cls, num_ranks: int, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
         """The engine of one of so many ranks, over these devices of one platform; without them over all local ones."""
         devices = jax.local_devices() if devices is None else devices
-        mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+        mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         one_program = len(devices) == 1 and devices[0].platform == "cpu"
         return cls(
             mesh=mesh,
@@ -59,16 +68,26 @@ class LocalEngine:
         device = self.mesh.devices.flat[0]
         return f"{self.num_devices} x {device.device_kind} a rank, step {'fused' if self.fused else 'staged'}"
 
+    def make_allreduce(
+        self, config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
+    ) -> Allreduce:
+        """What sums the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
+        return make_allreduce(config, world, layout, chosen)
+
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies of these arrays on every local device."""
         return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
 
     def place(self, batch: Batch) -> Batch:
         """Each local device's rows of a host batch, on that device."""
-        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(_AXIS)))
+        return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+
+    def host_copy(self, state: TrainState) -> TrainState:
+        """The state for one rank to save: itself, as Orbax copies it."""
+        return state
 
     def train_step(
-        self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: Allreduce
+        self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: BucketSum
     ) -> TrainStep:
         """The step; the state that goes in is given up.
 
@@ -102,16 +121,16 @@ class LocalEngine:
         return staged
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
-        """Sums of loss and hits over this rank's batch, see `step.evaluate_batch`."""
-        return jax.jit(self._over_devices(lambda *args: evaluate_batch(task, *args)))
+        """Sums of loss and hits over this rank's batch, a host batch, see `step.evaluate_batch`."""
+        step = jax.jit(self._over_devices(lambda *args: evaluate_batch(task, *args)))
+        return lambda params, stats, batch: step(params, stats, self.place(batch))
 
     def _over_devices(self, of_device: Callable[[PyTree, PyTree, Batch], PyTree]) -> Callable[..., PyTree]:
         """Runs a function of (params, stats, batch) on every local device, and sums what comes out."""
 
         def on_device(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
-            # As varying values their gradients stay this device's own, to be summed once with the rest.
-            params, stats = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, _AXIS, to="varying"), (params, stats))
-            return jax.lax.psum(of_device(params, stats, batch), _AXIS)
+            params, stats = as_varying((params, stats))
+            return jax.lax.psum(of_device(params, stats, batch), AXIS)
 
-        specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(_AXIS))
+        specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS))
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())
