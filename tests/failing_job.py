@@ -27,8 +27,9 @@ def failing(function, *, after):
 
 
 def work(arguments, world):
-    from jaxdp import checkpoint, engine
+    from jaxdp import checkpoint
     from jaxdp.data import feed
+    from jaxdp.engines import distributed, local
 
     if world.rank == RANK:
         if WHERE == "feed":
@@ -36,8 +37,10 @@ def work(arguments, world):
         elif WHERE == "save":
             checkpoint.Checkpoints.save = failing(checkpoint.Checkpoints.save, after=1)
         else:
-            make_step = engine.LocalEngine.train_step
-            engine.LocalEngine.train_step = lambda *args, **kwargs: failing(make_step(*args, **kwargs), after=10)
+            xla = arguments.config.allreduce.engine == "xla"
+            engine = distributed.DistributedEngine if xla else local.LocalEngine
+            make_step = engine.train_step
+            engine.train_step = lambda *args, **kwargs: failing(make_step(*args, **kwargs), after=10)
     train.train(arguments, world)
 
 
