@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
 from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.models import MODELS
+from jaxdp.settings import build, flattened
 
 OPTIMIZERS = ("lars", "sgd")
 DECAYS = ("cosine", "polynomial")
@@ -169,7 +167,7 @@ class Config:
         Raises:
           ValueError: a setting is missing, unknown, of the wrong type or out of range.
         """
-        config = _build(cls, settings, "config")
+        config = build(cls, settings, "config")
         _check(config)
         return config
 
@@ -186,50 +184,11 @@ class Config:
           other: the config that is "here", this one being "there".
           free: settings, or groups of them, that may differ.
         """
-        there, here = (_flat(config.to_dict()) for config in (self, other))
+        there, here = (flattened(config.to_dict()) for config in (self, other))
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name) and not any(f"{name}.".startswith(f"{group}.") for group in free):
                 return f"config.{name} is {there.get(name)!r} there and {here.get(name)!r} here"
         return None
-
-
-def _build(cls: Any, settings: Any, path: str) -> Any:
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{path} is a group of settings, not {settings!r}")
-    hints = typing.get_type_hints(cls)
-    given = dict(settings)
-    if "options" in hints:
-        given["options"] = {name: given.pop(name) for name in settings if name not in hints}
-    for name in given:
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(hints)}"
-            raise ValueError(f"{path}.{name} is not a setting{hint}")
-    for name in hints:
-        if name not in given:
-            raise ValueError(f"{path}.{name} is missing: set it, or start from a config that has it")
-    return cls(**{name: _typed(hint, given[name], f"{path}.{name}") for name, hint in hints.items()})
-
-
-def _typed(hint: Any, value: Any, path: str) -> Any:
-    """The value as the annotated type, if it is of it."""
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, path)
-    if typing.get_origin(hint) is types.UnionType:
-        inner = next(option for option in typing.get_args(hint) if option is not type(None))
-        return None if value is None else _typed(inner, value, path)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, (tuple, list)):
-            return tuple(_typed(typing.get_args(hint)[0], item, path) for item in value)
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    elif hint in (int, str, bool):
-        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-            return value
-    else:
-        return dict(value)
-    raise ValueError(f"{path} must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
 
 
 def _check(config: Config) -> None:
@@ -245,7 +204,7 @@ def _check(config: Config) -> None:
     ]:
         if value not in known:
             raise ValueError(f"config.{name} is {value!r}, known are {', '.join(known)}")
-    flat = _flat(dataclasses.asdict(config))
+    flat = flattened(dataclasses.asdict(config))
     for name in [
         "batch_size",
         "epochs",
@@ -300,13 +259,3 @@ def _check(config: Config) -> None:
             f"config.data.mean and std need as many values as one another, std above 0: they are {config.data.mean} "
             f"and {config.data.std}"
         )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -1,0 +1,72 @@
+"""Nested settings, as config files hold them, to frozen dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+def build(cls: Any, settings: Any, path: str) -> Any:
+    """The dataclass that these settings make, those of nested dataclasses being nested.
+
+    A field `options` takes all settings that have no field of their own.
+
+    Args:
+      cls: a dataclass with annotations of plain types, tuples of them, `X | None` and further dataclasses.
+      settings: a mapping by name of field.
+      path: how messages call it.
+
+    Raises:
+      ValueError: a setting is missing, unknown or of the wrong type.
+    """
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path} is a group of settings, not {settings!r}")
+    hints = typing.get_type_hints(cls)
+    given = dict(settings)
+    if "options" in hints:
+        given["options"] = {name: given.pop(name) for name in settings if name not in hints}
+    for name in given:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(hints)}"
+            raise ValueError(f"{path}.{name} is not a setting{hint}")
+    for name in hints:
+        if name not in given:
+            raise ValueError(f"{path}.{name} is missing: set it, or start from a config that has it")
+    return cls(**{name: _typed(hint, given[name], f"{path}.{name}") for name, hint in hints.items()})
+
+
+def _typed(hint: Any, value: Any, path: str) -> Any:
+    """The value as the annotated type, if it is of it."""
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)
+    if typing.get_origin(hint) is types.UnionType:
+        inner = next(option for option in typing.get_args(hint) if option is not type(None))
+        return None if value is None else _typed(inner, value, path)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (tuple, list)):
+            return tuple(_typed(typing.get_args(hint)[0], item, path) for item in value)
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif hint in (int, str, bool):
+        if isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+            return value
+    else:
+        return dict(value)
+    raise ValueError(f"{path} must be of type {getattr(hint, '__name__', hint)}, not {value!r}")
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The same settings by dotted names, tuples as lists."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
