@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxdp.bench import parse
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.choice import DEFAULT_COLORS, Choice
 from jaxdp.collectives.cost import Link, Network
 from jaxdp.world import USER_ERROR
 
@@ -27,7 +27,10 @@ def main(words: Sequence[str]) -> None:
         _check(arguments)
         network = Network.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
         predicted = {
-            name: [(ranks, _predict(name, ranks, arguments, network)) for ranks in _worlds(arguments.most)]
+            name: [
+                (ranks, _choice(name, ranks, arguments.segment).predict(ranks, arguments.size, network))
+                for ranks in _worlds(arguments.most)
+            ]
             for name in arguments.algorithms
         }
         measured = _measured(arguments.measured, arguments.size)
@@ -70,11 +73,10 @@ def _worlds(most: int) -> list[int]:
     return [*range(2, min(9, most + 1)), *(2**level for level in range(4, most.bit_length()) if 2**level <= most)]
 
 
-def _predict(name: str, ranks: int, arguments: argparse.Namespace, network: Network) -> float:
-    colors = min(4, ranks)
+def _choice(name: str, ranks: int, segment_bytes: int = 2**18) -> Choice:
+    colors = min(DEFAULT_COLORS, ranks)
     options: dict[str, Any] = {"colors": colors, "arity": colors} if name == "multicolor" else {}
-    choice = Choice(name, **options, segment_bytes=arguments.segment)
-    return choice.predict(ranks, arguments.size, network)
+    return Choice(name, **options, segment_bytes=segment_bytes)
 
 
 def _measured(paths: Sequence[pathlib.Path], size: int) -> dict[str, list[tuple[int, float]]]:
@@ -82,14 +84,15 @@ def _measured(paths: Sequence[pathlib.Path], size: int) -> dict[str, list[tuple[
     for path in paths:
         try:
             document = json.loads(path.read_text())
+            ranks = document["ranks"]
             for row in document["rows"]:
-                # Several rows of one algorithm (colors): the first is that of the defaults.
-                points = found.setdefault(row["algorithm"], [])
-                if row["size_bytes"] == size and document["ranks"] not in dict(points):
-                    points.append((document["ranks"], row["median_s"]))
+                name = row["algorithm"]
+                # Of several multi-color rows the one with the colors that are priced.
+                if name in ALGORITHMS and row["size_bytes"] == size and row["label"] == str(_choice(name, ranks)):
+                    found.setdefault(name, []).append((ranks, row["median_s"]))
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is not a file of `bench allreduce --json`: {error}") from None
-    return {name: sorted(points) for name, points in found.items() if points}
+    return {name: sorted(points) for name, points in found.items()}
 
 
 def _table(predicted: dict[str, list[tuple[int, float]]], measured: dict[str, list[tuple[int, float]]]) -> str:

@@ -113,8 +113,14 @@ def test_parents_and_depths_are_those_of_the_trees():
 
 def test_scaling_prices_and_shows_what_was_measured(tmp_path, capsys):
     rows = [
-        {"algorithm": "ring", "size_bytes": 1_000_000, "median_s": 0.0123},
-        {"algorithm": "ring", "size_bytes": 2_000_000, "median_s": 0.0456},
+        {"algorithm": "ring", "label": "ring", "size_bytes": 1_000_000, "median_s": 0.0123},
+        {"algorithm": "ring", "label": "ring", "size_bytes": 2_000_000, "median_s": 0.0456},
+        {
+            "algorithm": "multicolor",
+            "label": "multicolor colors=2 arity=2",
+            "size_bytes": 1_000_000,
+            "median_s": 0.0789,
+        },
     ]
     measured = tmp_path / "rows.json"
     measured.write_text(json.dumps({"rows": rows, "ranks": 4}))
@@ -123,7 +129,9 @@ def test_scaling_prices_and_shows_what_was_measured(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["2", "3", "4", "5", "6", "7", "8", "16"]
     assert "0.0123" in lines[4]
+    # Of another size, and of other colors than the 4 that are priced.
     assert "0.0456" not in "".join(lines)
+    assert "0.0789" not in "".join(lines)
     # Bytes alone: 1.5 payloads of 8 ms.
     assert float(lines[4].split()[-2]) == pytest.approx(0.012, rel=0.02)
     assert (tmp_path / "scaling.png").stat().st_size > 1000
