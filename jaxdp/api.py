@@ -82,6 +82,8 @@ def allreduce(
     for name, value, known in [("algorithm", algorithm, (*ALGORITHMS, MPI, AUTO)), ("wire", wire, tuple(WIRES))]:
         if value not in known:
             raise ValueError(f"allreduce has no {name} {value!r}: known are {', '.join(known)}")
+    if algorithm == MPI and wire != "float32":
+        raise ValueError(f"MPI's own allreduce sends what it sums: wire {wire!r} needs another algorithm than 'mpi'")
     config = AllreduceConfig(
         engine="mpi4jax",
         algorithm=algorithm,
@@ -123,7 +125,7 @@ def broadcast(tree: PyTree, world: World) -> PyTree:
     leaves = [_checked(path, leaf) for path, leaf in paths_and_leaves]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         raise ValueError("broadcast works outside jit: call it before the training step is compiled")
-    world.require_equal("pytree", _digest(treedef, leaves))
+    world.require_equal("pytree in a broadcast", _digest(treedef, leaves))
     same = world.bcast_arrays([np.array(leaf) for leaf in leaves])
     return jax.tree.unflatten(treedef, [_back(array, leaf) for array, leaf in zip(same, leaves, strict=True)])
 
@@ -163,7 +165,8 @@ def _plan(
 
     So a rank that compiles its step anew alone (for a last batch of another size) waits for nobody.
     """
-    world.require_equal("pytree", _digest(treedef, shapes))
+    world.require_equal("pytree in an allreduce", _digest(treedef, shapes))
+    world.require_equal("settings of an allreduce", (op, config))
     groups: dict[str, list[int]] = {}
     for index, shape in enumerate(shapes):
         narrow = shape.dtype.name if shape.dtype.name in WIRES and shape.dtype.itemsize == 2 else config.wire

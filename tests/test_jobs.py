@@ -42,7 +42,13 @@ def test_metrics_have_their_names(jobs):
 
 
 def test_a_person_sees_the_run(digits):
-    for words in ["2 ranks", "multicolor, 2 colors", "1,437 + 360 images", "64 = 32 a rank", "674 = 30 epochs"]:
+    for words in [
+        "2 ranks",
+        "multicolor colors=2 arity=2; 1 bucket, by mpi4jax",
+        "1,437 + 360 images",
+        "64 = 32 a rank",
+        "674 = 30 epochs",
+    ]:
         assert words in digits.out
     assert "step 20/674  epoch 0.89  loss" in digits.out
     assert digits.err == ""

@@ -88,19 +88,27 @@ def main(words: Sequence[str], world: World) -> None:
         rows += found
         if world.is_root:
             print(_table(found), flush=True)
-    if world.is_root:
-        if arguments.json:
-            document = {
-                "rows": [dataclasses.asdict(row) for row in rows],
-                "ranks": world.size,
-                "ranks_per_node": world.ranks_per_node,
-                "network": dataclasses.asdict(network),
-            }
-            arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-        if arguments.plot:
-            from jaxdp.bench import plots
+    with world.together():
+        if world.is_root:
+            _write(arguments, rows, network, world)
 
-            plots.allreduce(rows, arguments.plot, ranks=world.size)
+
+def _write(arguments: argparse.Namespace, rows: list[Row], network: Network, world: World) -> None:
+    if arguments.json:
+        document = {
+            "rows": [dataclasses.asdict(row) for row in rows],
+            "ranks": world.size,
+            "ranks_per_node": world.ranks_per_node,
+            "network": dataclasses.asdict(network),
+        }
+        try:
+            arguments.json.write_text(json.dumps(document) + "\n")
+        except OSError as error:
+            raise ValueError(f"{arguments.json} cannot be written: {error}") from None
+    if arguments.plot:
+        from jaxdp.bench import plots
+
+        plots.allreduce(rows, arguments.plot, ranks=world.size)
 
 
 def make_parser() -> parse.Parser:
@@ -110,7 +118,7 @@ def make_parser() -> parse.Parser:
     add = parser.add_argument
     add("--sizes", type=parse.sizes, default=parse.sizes("64K,1M,25M"), help="of the float32 payload: 64K,1M,25M")
     add("--algorithms", type=parse.names, default=["all"], help=f"all, or of {', '.join(_NAMES)}")
-    add("--colors", type=parse.numbers, default=None, help="of multicolor, each a row; default 2,4")
+    add("--colors", type=parse.numbers, default=[2, 4], help="of multicolor, each a row; default 2,4")
     add("--arity", type=parse.numbers, default=None, help="of multicolor, each a row; default: as many as colors")
     add("--segment", type=parse.size, default=2**18, help="size of the segments in the pipeline; default 262144")
     add("--wire", choices=tuple(WIRES), default="float32", help="what float32 is on the wire")
@@ -134,9 +142,11 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
     for path in (arguments.json, arguments.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-    for colors in arguments.colors or []:
-        if colors > world.size:
-            raise ValueError(f"{colors} colors need at least {colors} ranks, this world has {world.size}: see --colors")
+    if min(arguments.colors) > world.size:
+        raise ValueError(
+            f"{min(arguments.colors)} colors need at least {min(arguments.colors)} ranks, this world has {world.size}: "
+            "see --colors"
+        )
 
 
 def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[tuple[str, Choice | None]]:
@@ -155,7 +165,7 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
         if name == MPI:
             found.append(Choice(MPI))
         elif name == "multicolor":
-            for colors in arguments.colors or sorted({min(2, world.size), min(4, world.size)}):
+            for colors in sorted({min(colors, world.size) for colors in arguments.colors}):
                 for arity in arguments.arity or [colors]:
                     found.append(Choice(name, colors=colors, arity=arity, **common))
         elif name == "hierarchical":

@@ -101,6 +101,7 @@ def test_a_rank_may_compile_its_step_anew_alone(world):
     [
         ({"op": "max"}, "allreduce knows the ops 'mean' and 'sum', not 'max'"),
         ({"algorithm": "rings"}, "allreduce has no algorithm 'rings': known are multicolor, ring"),
+        ({"algorithm": "mpi", "wire": "float16"}, "wire 'float16' needs another algorithm than 'mpi'"),
         ({"wire": "int8"}, "allreduce has no wire 'int8': known are float32, bfloat16, float16"),
     ],
 )
