@@ -47,14 +47,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.end_rate = 0.0
 
     config.allreduce = ml_collections.ConfigDict()
-    config.allreduce.engine = "mpi4jax"
+    config.allreduce.engine = "native"
     config.allreduce.algorithm = "multicolor"
     config.allreduce.colors = config_dict.placeholder(int)
     config.allreduce.arity = config_dict.placeholder(int)
     config.allreduce.inner = "direct"
     config.allreduce.outer = "multicolor"
     config.allreduce.ranks_per_node = config_dict.placeholder(int)
-    config.allreduce.segment_bytes = 256 * 1024
+    config.allreduce.segment_bytes = 64 * 1024
     config.allreduce.wire = "float32"
     config.allreduce.bucket_bytes = 25_000_000
 

@@ -14,7 +14,7 @@ from jaxdp.settings import build, flattened
 
 OPTIMIZERS = ("lars", "sgd")
 DECAYS = ("cosine", "polynomial")
-ENGINES = ("mpi4jax", "xla")
+ENGINES = ("native", "mpi4jax", "xla")
 
 # A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
 MAY_CHANGE = (
@@ -103,8 +103,9 @@ class AllreduceConfig:
     """How gradients cross between ranks.
 
     Attributes:
-      engine: "mpi4jax" for the algorithms here; "xla" for JAX's own collectives (gloo between CPUs, NCCL between GPUs),
-        to which only `bucket_bytes` applies.
+      engine: what runs the algorithms: "native", all buckets at once beside the backward pass, or "mpi4jax", one after
+        the other behind it; or "xla" for JAX's own collectives (gloo between CPUs, NCCL between GPUs), to which only
+        `bucket_bytes` applies.
       algorithm: a name in the table of algorithms, "mpi" for the MPI library's own, or "auto" for the one that
         measurements at the start of the job find best; it is kept as long as the run goes on with as many ranks.
       colors, arity: of the multi-color trees; None to choose by the number of ranks.
@@ -244,10 +245,15 @@ def _check(config: Config) -> None:
             "the MPI library's own allreduce sends what it sums: "
             f"config.allreduce.wire {config.allreduce.wire!r} needs another config.allreduce.algorithm than 'mpi'"
         )
+    if config.allreduce.engine == "native" and config.allreduce.algorithm == MPI:
+        raise ValueError(
+            "the native engine runs schedules, which the MPI library's own allreduce has not: "
+            "config.allreduce.algorithm 'mpi' needs config.allreduce.engine 'mpi4jax'"
+        )
     if config.allreduce.wire != "float32" and config.allreduce.engine == "xla":
         raise ValueError(
             f"JAX's own collectives send what they sum: config.allreduce.wire {config.allreduce.wire!r} needs "
-            "config.allreduce.engine 'mpi4jax'"
+            "config.allreduce.engine 'native' or 'mpi4jax'"
         )
     if config.schedule.warmup_epochs >= config.epochs:
         raise ValueError(

@@ -39,7 +39,7 @@ class World:
     """The ranks of this job, as this one sees them.
 
     Each user of MPI has a communicator to itself, so that no message of one can meet that of another: the host's
-    collectives and broadcasts, the rows of the data on their thread, and mpi4jax.
+    collectives and broadcasts, the rows of the data on their thread, mpi4jax, and the native engine.
 
     Attributes:
       rank, size: of MPI_COMM_WORLD.
@@ -48,7 +48,7 @@ class World:
       host: name of this host.
       library: name and version of the MPI library.
       threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
-      host_comm, data_comm, device_comm: clones of MPI_COMM_WORLD.
+      host_comm, data_comm, device_comm, native_comm: clones of MPI_COMM_WORLD.
     """
 
     rank: int
@@ -62,6 +62,7 @@ class World:
     host_comm: MPI.Intracomm
     data_comm: MPI.Intracomm
     device_comm: MPI.Intracomm
+    native_comm: MPI.Intracomm
 
     @property
     def is_root(self) -> bool:
@@ -169,6 +170,7 @@ def connect() -> World:
         host_comm=comm.Dup(),
         data_comm=comm.Dup(),
         device_comm=comm.Dup(),
+        native_comm=comm.Dup(),
     )
     local.Free()
     with world.together():

@@ -41,7 +41,7 @@ def test_a_config_comes_back_as_it_went_in():
         ({"optimizer__name": "lars"}, r"LARS has no Nesterov form: set config\.optimizer\.nesterov to False"),
         ({"schedule__decay": "step"}, r"config\.schedule\.decay is 'step', known are cosine, polynomial"),
         ({"schedule__warmup_epochs": 30.0}, r"warmup_epochs is 30, config\.epochs is 30"),
-        ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine is 'nccl', known are mpi4jax"),
+        ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine is 'nccl', known are native, mpi4jax, xla"),
         ({"allreduce__algorithm": "rings"}, r"config\.allreduce\.algorithm is 'rings', known are multicolor"),
         ({"allreduce__wire": "int8"}, r"config\.allreduce\.wire is 'int8', known are float32, bfloat16, float16"),
         ({"allreduce__inner": "multicolor"}, r"config\.allreduce\.inner is 'multicolor', known are ring, direct"),
@@ -52,7 +52,11 @@ def test_a_config_comes_back_as_it_went_in():
         ),
         (
             {"allreduce__engine": "xla", "allreduce__wire": "bfloat16"},
-            r"config\.allreduce\.wire 'bfloat16' needs config\.allreduce\.engine 'mpi4jax'",
+            r"config\.allreduce\.wire 'bfloat16' needs config\.allreduce\.engine 'native' or 'mpi4jax'",
+        ),
+        (
+            {"allreduce__engine": "native", "allreduce__algorithm": "mpi"},
+            r"config\.allreduce\.algorithm 'mpi' needs config\.allreduce\.engine 'mpi4jax'",
         ),
         ({"data__std": (0.0,)}, r"std above 0: they are \(0\.306,\) and \(0\.0,\)"),
         ({"data__std": (1.0, 1.0)}, "need as many values as one another"),

@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp.collectives.allreduce import Allreduce
+from jaxdp.collectives.allreduce import BlockingAllreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
 from jaxdp.data.feed import padded
@@ -31,7 +31,7 @@ def step_on(num_devices, images, labels):
     """The state and the metrics after one step with rate 0."""
     network, params, stats = Network.create("resnet", OPTIONS, image_shape=(8, 8, 1), num_classes=10, seed=0)
     given_up = jax.tree.map(lambda leaf: leaf + 0, (params, stats))
-    engine = LocalEngine.create(1, jax.devices()[:num_devices])
+    engine = LocalEngine.create("mpi4jax", 1, jax.devices()[:num_devices])
     deal = Deal(len(labels), 1, num_devices)
     task = Task(network, (0.5,), (0.25,), len(labels), deal.padded)
     optimizer = optax.sgd(0.0)
@@ -39,7 +39,7 @@ def step_on(num_devices, images, labels):
     rows, size = deal.rows_of(0), num_devices * deal.per_device
     batch = Batch(*(padded(part, rows, size) for part in (images, labels, np.ones(len(labels), bool))))
     layout = Buckets.plan(reduced_shapes(state), bucket_bytes=1000)
-    allreduce = Allreduce([Choice("ring")] * len(layout.members), AWorldOfOne())
+    allreduce = BlockingAllreduce([Choice("ring")] * len(layout.members), AWorldOfOne())
     after, metrics = engine.train_step(task, optimizer, layout, allreduce)(state, engine.place(batch))
     return network, (params, stats), after, metrics
 

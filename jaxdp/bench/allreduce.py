@@ -30,6 +30,7 @@ from jaxdp.world import World
 # Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
 _LARGEST_EXACT = 256
 _NAMES = (*ALGORITHMS, MPI, AUTO)
+_SEGMENTS = {"native": 2**16, "mpi4jax": 2**18}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Row:
 
     Attributes:
       algorithm: its name, "mpi" for the MPI library's own, "auto" for the one that was chosen by measurement.
-      engine: "mpi4jax" or "xla".
+      engine: "native", "mpi4jax" or "xla"; "mpi4py" for MPI_Allreduce on buffers that are there already.
       size_bytes: of the payload.
       median_s, p95_s: seconds, over all repetitions.
       busbw_gbit_s: at the median; with 16 bits on the wire it may be above that of the link.
@@ -78,7 +79,7 @@ def main(words: Sequence[str], world: World) -> None:
     world.require_equal("command line", list(words))
     compat.prepare_process(threads=world.threads)
     network = measure_network(world)
-    if arguments.engine == "xla":
+    if "xla" in arguments.engine:
         compat.initialize_distributed()
     if world.is_root:
         print(_header(world, network), flush=True)
@@ -120,9 +121,14 @@ def make_parser() -> parse.Parser:
     add("--algorithms", type=parse.names, default=["all"], help=f"all, or of {', '.join(_NAMES)}")
     add("--colors", type=parse.numbers, default=[2, 4], help="of multicolor, each a row; default 2,4")
     add("--arity", type=parse.numbers, default=None, help="of multicolor, each a row; default: as many as colors")
-    add("--segment", type=parse.size, default=2**18, help="size of the segments in the pipeline; default 262144")
+    add("--segment", type=parse.size, help="size of the segments in the pipeline; default 65536, by mpi4jax 262144")
     add("--wire", choices=tuple(WIRES), default="float32", help="what float32 is on the wire")
-    add("--engine", choices=ENGINES, default="mpi4jax", help="what runs it; xla stands alone")
+    add(
+        "--engine",
+        type=parse.names,
+        default=["native"],
+        help=f"of {', '.join(ENGINES)}; xla stands alone; default native",
+    )
     add("--repeat", type=int, default=10, help="repetitions of each, interleaved; default 10")
     add("--json", type=pathlib.Path, help="a file for the rows")
     add("--plot", type=pathlib.Path, help="a file for a picture of time over size, as allreduce.png")
@@ -139,6 +145,11 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
     for name in arguments.algorithms:
         if name not in ("all", *_NAMES):
             raise ValueError(f"--algorithms {name!r} is unknown: known are all, {', '.join(_NAMES)}")
+    for engine in arguments.engine:
+        if engine not in ENGINES:
+            raise ValueError(f"--engine {engine!r} is unknown: known are {', '.join(ENGINES)}")
+    if "xla" in arguments.engine and len(arguments.engine) > 1:
+        raise ValueError("--engine xla makes everything beside it slower: start it in a job to itself")
     for path in (arguments.json, arguments.plot):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -149,22 +160,33 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
         )
 
 
-def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[tuple[str, Choice | None]]:
-    """What is compared at a size: names, and what they stand for; MPI's own is always there to compare with.
+class Contender(NamedTuple):
+    """What is compared: its name, what runs it, and how; without a choice it is not jaxdp's own."""
+
+    name: str
+    engine: str
+    choice: Choice | None
+
+    @property
+    def ours(self) -> Choice | None:
+        """What has a schedule."""
+        return None if self.choice is None or self.choice.algorithm == MPI else self.choice
+
+
+def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[Contender]:
+    """What is compared at a size; MPI's own is always there to compare with.
 
     JAX's own has a job to itself: once it has connected the ranks, everything else is slower.
     """
-    if arguments.engine == "xla":
-        return [("psum", None)]
+    if "xla" in arguments.engine:
+        return [Contender("psum", "xla", None)]
     names = _NAMES if "all" in arguments.algorithms else tuple(dict.fromkeys([*arguments.algorithms, MPI]))
-    common: dict[str, Any] = {"segment_bytes": arguments.segment, "wire": arguments.wire}
+    common: dict[str, Any] = {"wire": arguments.wire}
     found: list[Choice] = []
     for name in names:
-        if name == AUTO:
+        if name in (MPI, AUTO):
             continue
-        if name == MPI:
-            found.append(Choice(MPI))
-        elif name == "multicolor":
+        if name == "multicolor":
             for colors in sorted({min(colors, world.size) for colors in arguments.colors}):
                 for arity in arguments.arity or [colors]:
                     found.append(Choice(name, colors=colors, arity=arity, **common))
@@ -176,26 +198,29 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
                 found.append(Choice(name, ranks_per_node=world.ranks_per_node, **levels, **common))
         else:
             found.append(Choice(name, **common))
-    contenders: list[tuple[str, Choice | None]] = [(choice.algorithm, choice) for choice in found]
+    contenders = []
+    for engine in arguments.engine:
+        segment = arguments.segment or _SEGMENTS[engine]
+        contenders += [
+            Contender(one.algorithm, engine, dataclasses.replace(one, segment_bytes=segment)) for one in found
+        ]
     if AUTO in names:
-        (decision,) = auto.choose([size], arguments.wire, world)
-        contenders.append((AUTO, decision.choice))
-    return contenders
+        for engine in arguments.engine:
+            (decision,) = auto.choose([size], arguments.wire, world, engine=engine)
+            contenders.append(Contender(AUTO, engine, decision.choice))
+    return [*contenders, Contender(MPI, "mpi4jax", Choice(MPI)), Contender(MPI, "mpi4py", Choice(MPI))]
 
 
-def _measure(
-    contenders: list[tuple[str, Choice | None]], size: int, network: Network, repeat: int, world: World
-) -> list[Row]:
+def _measure(contenders: list[Contender], size: int, network: Network, repeat: int, world: World) -> list[Row]:
     num_elements = max(1, size // 4)
-    programs = [_psum() if choice is None else _by_mpi4jax(choice, world) for _, choice in contenders]
+    programs = [_program(contender, num_elements, world) for contender in contenders]
 
     def once(program: Program, repetition: int) -> tuple[float, bool]:
         mine, expected = _payload(num_elements, world, repetition)
         there = program.place(mine)
-        there.block_until_ready()
         world.barrier()
         start = time.perf_counter()
-        result = program.run(there).block_until_ready()
+        result = program.run(there)
         seconds = time.perf_counter() - start
         return seconds, bool((program.fetch(result) == expected).all())
 
@@ -203,15 +228,15 @@ def _measure(
     timed = [[once(program, repetition) for program in programs] for repetition in range(-1, repeat)]
     everyone = world.allgather(timed)
     rows = []
-    for index, (name, choice) in enumerate(contenders):
+    for index, (name, engine, choice) in enumerate(contenders):
         of_ranks = [[repetition[index] for repetition in of_rank] for of_rank in everyone]
         seconds = [max(second for second, _ in of_one) for of_one in zip(*of_ranks, strict=True)][1:]
         median = float(np.median(seconds))
-        ours = choice if choice is not None and choice.algorithm != MPI else None
+        ours = contenders[index].ours
         rows.append(
             Row(
                 algorithm=name,
-                engine="xla" if choice is None else "mpi4jax",
+                engine=engine,
                 size_bytes=size,
                 median_s=median,
                 p95_s=float(np.percentile(seconds, 95)),
@@ -219,32 +244,54 @@ def _measure(
                 predicted_s=None if ours is None else ours.predict(world.size, size, network),
                 ratio_to_mpi=None,
                 exact=all(right for of_rank in of_ranks for _, right in of_rank),
-                label=f"{AUTO}: {choice}" if name == AUTO else str(choice or name),
+                label=f"{engine} {AUTO}: {choice}" if name == AUTO else f"{engine} {choice or name}",
                 wire=choice.wire if choice else "float32",
                 segment_bytes=None if ours is None else ours.segment_bytes,
                 seconds=seconds,
             )
         )
-    mpi = next((row.median_s for row in rows if row.algorithm == MPI), None)
+    mpi = next((row.median_s for row in rows if (row.algorithm, row.engine) == (MPI, "mpi4jax")), None)
     return [dataclasses.replace(row, ratio_to_mpi=mpi and mpi / row.median_s) for row in rows]
 
 
 class Program(NamedTuple):
-    """An allreduce of flat arrays: from this rank's host onto a device, over all ranks, and back."""
+    """An allreduce of flat arrays: from this rank's host to where it is summed, over all ranks, and back; all wait."""
 
     place: Callable[[np.ndarray], Any]
     run: Callable[[Any], Any]
     fetch: Callable[[Any], np.ndarray]
 
 
-def _by_mpi4jax(choice: Choice, world: World) -> Program:
+def _program(contender: Contender, num_elements: int, world: World) -> Program:
+    if contender.choice is None:
+        return _psum()
+    if contender.engine == "mpi4py":
+        return _preallocated(num_elements, world)
+    return _in_jit(contender.engine, contender.choice, num_elements, world)
+
+
+def _preallocated(num_elements: int, world: World) -> Program:
+    into = np.zeros(num_elements, np.float32)
+
+    def run(mine: np.ndarray) -> np.ndarray:
+        world.host_comm.Allreduce(mine, into)
+        return into
+
+    return Program(lambda mine: mine, run, lambda result: result)
+
+
+def _in_jit(engine: str, choice: Choice, num_elements: int, world: World) -> Program:
     import jax
 
-    from jaxdp.collectives.allreduce import Allreduce
+    from jaxdp.collectives.allreduce import make_sum
 
-    summed = Allreduce([choice], world.device_comm)
+    summed = jax.jit(make_sum(engine, choice, num_elements, np.dtype(np.float32), world))
     cpu = jax.local_devices(backend="cpu")[0]
-    return Program(lambda mine: jax.device_put(mine, cpu), jax.jit(lambda mine: summed([mine])[0]), np.asarray)
+    return Program(
+        lambda mine: jax.block_until_ready(jax.device_put(mine, cpu)),
+        lambda there: summed(there).block_until_ready(),
+        np.asarray,
+    )
 
 
 def _psum() -> Program:
@@ -258,9 +305,10 @@ def _psum() -> Program:
     summed = jax.shard_map(
         lambda mine: jax.lax.psum(mine, "rank"), mesh=mesh, in_specs=PartitionSpec("rank"), out_specs=PartitionSpec()
     )
+    program = jax.jit(summed)
     return Program(
-        lambda mine: jax.make_array_from_process_local_data(split, mine[None]),
-        jax.jit(summed),
+        lambda mine: jax.block_until_ready(jax.make_array_from_process_local_data(split, mine[None])),
+        lambda there: program(there).block_until_ready(),
         lambda result: np.asarray(result.addressable_data(0))[0],
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdp import compat
-from jaxdp.collectives import auto, run_mpi4jax
+from jaxdp.collectives import auto, run_mpi4jax, run_native
 from jaxdp.collectives.choice import AUTO, Choice
 from jaxdp.collectives.choice import MPI as MPI_NAME
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 
 class BucketSum(Protocol):
-    """Sums buckets over all ranks; what that means for where it is called, its engine knows."""
+    """Sums buckets over all ranks; what that means for where it is called, its engine knows.
+
+    Attributes:
+      chosen: what is to be kept of a choice by measurement; None if the config made it.
+      description: for a person.
+    """
 
     @property
     def chosen(self) -> dict[str, Any] | None: ...
@@ -35,14 +41,12 @@ class BucketSum(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Allreduce:
-    """Sums flat buckets over all ranks, inside jit on one device; a world of one needs no message.
+class BlockingAllreduce:
+    """By mpi4jax, one bucket after the other, inside jit on one device.
 
     Attributes:
       choices: one a bucket, in their order.
       comm: a communicator that mpi4jax alone uses.
-      chosen: what is to be kept of a choice by measurement; None if the config made it.
-      description: for a person.
     """
 
     choices: Sequence[Choice]
@@ -53,39 +57,112 @@ class Allreduce:
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
         if self.comm.size == 1:
             return buckets
-        return [self._sum(bucket, choice) for bucket, choice in zip(buckets, self.choices, strict=True)]
+        return [_blocking_sum(bucket, choice, self.comm) for bucket, choice in zip(buckets, self.choices, strict=True)]
 
-    def _sum(self, bucket: jax.Array, choice: Choice) -> jax.Array:
-        if choice.algorithm == MPI_NAME:
-            return compat.allreduce(bucket, comm=self.comm)
-        rounded = choice.wire != "float32" and bucket.dtype == jnp.float32
-        return run_mpi4jax.allreduce(
-            bucket,
-            schedule=choice.schedule(self.comm.size),
-            comm=self.comm,
-            num_segments=choice.num_segments(self.comm.size, bucket.nbytes),
-            wire=jnp.dtype(choice.wire) if rounded else None,
-        )
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NativeAllreduce:
+    """By the native engine, all buckets at once, inside shard_map over the local devices.
+
+    Every device sums a part of a bucket over the local devices, has that part cross, and gathers the others: no byte
+    crosses twice.
+
+    Attributes:
+      plans: one a bucket, in their order: that of device 0, those of the other devices following it. None in a world of
+        one, where nothing crosses.
+      axis: of the mesh of local devices.
+      num_devices: along it.
+    """
+
+    plans: Sequence[run_native.Plan] | None
+    axis: str
+    num_devices: int
+    chosen: dict[str, Any] | None = None
+    description: str = ""
+
+    def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
+        if self.plans is None:
+            return [jax.lax.psum(bucket, self.axis) for bucket in buckets]
+        return [self._sum(bucket, plan) for bucket, plan in zip(buckets, self.plans, strict=True)]
+
+    def of_bucket(self, index: int) -> Callable[[jax.Array], jax.Array]:
+        """The sum of one bucket that one device holds, inside a jit of its own."""
+        if self.plans is None:
+            return lambda bucket: bucket
+        plan = self.plans[index]
+        return lambda bucket: run_native.allreduce(bucket, plan)
+
+    def _sum(self, bucket: jax.Array, plan: run_native.Plan) -> jax.Array:
+        if self.num_devices == 1:
+            return run_native.allreduce(jax.lax.psum(bucket, self.axis), plan)
+        whole = jnp.pad(bucket, (0, -bucket.size % self.num_devices))
+        part = jax.lax.psum_scatter(whole, self.axis, tiled=True)
+        part = run_native.allreduce(part, plan, device=jax.lax.axis_index(self.axis))
+        return jax.lax.all_gather(part, self.axis, tiled=True, to="invarying")[: bucket.size]
+
+
+def make_sum(
+    engine: str, choice: Choice, num_elements: int, dtype: np.dtype, world: World
+) -> Callable[[jax.Array], jax.Array]:
+    """The sum over all ranks of payloads of this size, inside jit on one CPU device; all ranks call it together.
+
+    Args:
+      engine: "native" or "mpi4jax".
+      choice: of the algorithm; "mpi" only by mpi4jax.
+      num_elements: of the payload.
+      dtype: float32 or float64.
+      world: all ranks.
+    """
+    if engine == "mpi4jax":
+        return lambda payload: _blocking_sum(payload, choice, world.device_comm)
+    plan = _plan(choice, num_elements, dtype, world, name="a payload")
+    return lambda payload: run_native.allreduce(payload, plan)
 
 
 def make_allreduce(
-    config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None = None
-) -> Allreduce:
+    config: AllreduceConfig,
+    world: World,
+    layout: Buckets,
+    chosen: dict[str, Any] | None = None,
+    *,
+    axis: str = "",
+    parts: int = 1,
+) -> BlockingAllreduce | NativeAllreduce:
     """The allreduce that the config asks for, for buckets of this layout; all ranks call it together.
 
     A world that does not have as many ranks, or not on as many nodes, as the algorithm needs ends the job with one
     message.
 
     Args:
-      config: of the allreduce.
+      config: of the allreduce, with the engine "native" or "mpi4jax".
       world: all ranks.
       layout: of the buckets.
       chosen: what "auto" chose when the run was here last. It is kept if world and buckets are still the same.
+      axis: of the mesh of local devices; "native" only, as are
+      parts: into which each bucket is cut, one a local device.
     """
+    choices: Sequence[Choice] = []
     if world.size == 1:
-        return Allreduce([], world.device_comm, description="none: a world of one")
-    if config.algorithm == AUTO:
-        return _measured_allreduce(config, world, layout, chosen)
+        chosen, description = None, "none: a world of one"
+    elif config.algorithm == AUTO:
+        choices, chosen, description = _measured(config, world, layout, chosen)
+    else:
+        choices, chosen, description = [_configured(config, world)] * len(layout.members), None, ""
+        count = len(layout.members)
+        description = f"{choices[0]}; {count} bucket{'s' * (count > 1)}, by {config.engine}"
+    if config.engine == "mpi4jax":
+        return BlockingAllreduce(choices, world.device_comm, chosen, description)
+    if world.size == 1:
+        return NativeAllreduce(None, axis, parts, chosen, description)
+    plans = []
+    for index, (choice, bucket) in enumerate(zip(choices, layout.buckets, strict=True)):
+        size, name = -(-bucket.size // parts), f"bucket {index}"
+        of_parts = [_plan(choice, size, bucket.dtype, world, name=name) for _ in range(parts)]
+        plans.append(of_parts[0])
+    return NativeAllreduce(plans, axis, parts, chosen, description)
+
+
+def _configured(config: AllreduceConfig, world: World) -> Choice:
     with world.together():
         if config.algorithm == "hierarchical" and config.ranks_per_node is None and world.ranks_per_node is None:
             raise ValueError(
@@ -96,25 +173,46 @@ def make_allreduce(
         choice = Choice.of_config(config, num_ranks=world.size, ranks_per_node=world.ranks_per_node or 1)
         if choice.algorithm != MPI_NAME:
             choice.schedule(world.size)
-    count = len(layout.members)
-    description = f"{choice}; {count} bucket{'s' * (count > 1)}, by mpi4jax"
-    return Allreduce([choice] * count, world.device_comm, description=description)
+    return choice
 
 
-def _measured_allreduce(
+def _measured(
     config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
-) -> Allreduce:
-    here = {"num_ranks": world.size, "sizes": layout.sizes, "wire": config.wire}
-    if chosen is not None and {name: chosen[name] for name in here} == here:
+) -> tuple[Sequence[Choice], dict[str, Any], str]:
+    here = {"engine": config.engine, "num_ranks": world.size, "sizes": layout.sizes, "wire": config.wire}
+    if chosen is not None and {name: chosen.get(name) for name in here} == here:
         choices = [Choice(**choice) for choice in chosen["choices"]]
         lines = [f"{choice} for {size:,} bytes" for choice, size in zip(choices, layout.sizes, strict=True)]
         origin = "as chosen when the run began"
     else:
-        decisions = auto.choose(layout.sizes, config.wire, world)
+        decisions = auto.choose(layout.sizes, config.wire, world, engine=config.engine)
         choices = [decision.choice for decision in decisions]
         chosen = here | {"choices": [dataclasses.asdict(choice) for choice in choices]}
         lines = [str(decision) for decision in decisions]
         origin = "chosen from measurements"
     # Buckets of one size are of one kind.
     kinds = [f"{lines.count(line)} x {line}" for line in dict.fromkeys(lines)]
-    return Allreduce(choices, world.device_comm, chosen, f"{'; '.join(kinds)}; {origin}, by mpi4jax")
+    return choices, chosen, f"{'; '.join(kinds)}; {origin}, by {config.engine}"
+
+
+def _blocking_sum(payload: jax.Array, choice: Choice, comm: MPI.Intracomm) -> jax.Array:
+    if choice.algorithm == MPI_NAME:
+        return compat.allreduce(payload, comm=comm)
+    return run_mpi4jax.allreduce(
+        payload,
+        schedule=choice.schedule(comm.size),
+        comm=comm,
+        num_segments=choice.num_segments(comm.size, payload.nbytes),
+        wire=None if (wire := choice.wire_of(payload.dtype)) is None else jnp.dtype(wire),
+    )
+
+
+def _plan(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, name: str) -> run_native.Plan:
+    return run_native.engine_of(world).plan(
+        choice.schedule(world.size),
+        num_elements,
+        dtype,
+        segment_bytes=choice.segment_bytes,
+        wire=choice.wire_of(dtype),
+        name=name,
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdp.collectives import run_mpi4py
+from jaxdp.collectives import run_mpi4py, run_native
 from jaxdp.collectives.choice import MPI, WIRES, Choice
 from jaxdp.collectives.cost import Network
 from jaxdp.collectives.measure import measure_network
@@ -53,7 +53,7 @@ class Decision:
         return f"{self.choice} for {self.num_bytes:,} bytes ({rival})"
 
 
-def choose(sizes: Sequence[int], wire: str, world: World) -> list[Decision]:
+def choose(sizes: Sequence[int], wire: str, world: World, *, engine: str) -> list[Decision]:
     """Measures the network, prices all candidates for each bucket, tries the best of them, and decides.
 
     The model shortlists algorithms of different names; a trial over all ranks, beside MPI's own allreduce, has the last
@@ -64,13 +64,14 @@ def choose(sizes: Sequence[int], wire: str, world: World) -> list[Decision]:
       sizes: bytes of each bucket.
       wire: see Choice.
       world: of 2 ranks or more.
+      engine: that is to run it: "native" or "mpi4jax"; MPI's own is a choice only by mpi4jax.
 
     Returns:
       A decision a bucket, the same on all ranks.
     """
     network = measure_network(world)
     different = list(dict.fromkeys(sizes))
-    decided = {size: _decide(size, wire, network, world, _TRIAL_SECONDS / len(different)) for size in different}
+    decided = {size: _decide(size, wire, network, world, engine, _TRIAL_SECONDS / len(different)) for size in different}
     return [decided[size] for size in sizes]
 
 
@@ -100,7 +101,7 @@ def candidates(num_ranks: int, ranks_per_node: int | None, wire: str) -> list[Ch
     return [dataclasses.replace(kind, segment_bytes=segment, wire=wire) for kind in kinds for segment in _SEGMENTS]
 
 
-def _decide(size: int, wire: str, network: Network, world: World, seconds: float) -> Decision:
+def _decide(size: int, wire: str, network: Network, world: World, engine: str, seconds: float) -> Decision:
     ranked: list[tuple[float, Choice]] = []
     if world.is_root:
         everything = candidates(world.size, world.ranks_per_node, wire)
@@ -116,24 +117,33 @@ def _decide(size: int, wire: str, network: Network, world: World, seconds: float
     # Three runs of each, and the time that MPI's own takes is not known yet: as long as the slowest.
     expected = 3 * sum(predicted for predicted, _ in finalists) + 3 * finalists[-1][0]
     part = max(1, int(size // 4 * min(1.0, seconds / expected)))
-    # With half the bytes a value on the wire, half the values take the same time.
-    payload = np.ones(max(1, part * WIRES[wire] // WIRES["float32"]), np.float32)
-    runs: list[Callable[[], object]] = [_runner(choice, payload, world) for _, choice in finalists]
+    # The trial of the blocking executor sends float32: half the values take as long as all of them in 16 bits.
+    narrower = WIRES[wire] / WIRES["float32"] if engine == "mpi4jax" else 1
+    payload = np.ones(max(1, int(part * narrower)), np.float32)
+    runs: list[Callable[[], object]] = [_runner(choice, payload, world, engine) for _, choice in finalists]
     if wire == "float32":
-        runs.append(_runner(Choice(MPI), payload, world))
+        runs.append(lambda: world.host_comm.Allreduce(payload, np.empty_like(payload)))
     timed = _trial(runs, world)
     scale = size / 4 / part
     fastest = int(np.argmin(timed[: len(finalists)]))
     predicted, ours = finalists[fastest]
     tried, mpi = timed[fastest] * scale, timed[-1] * scale if wire == "float32" else None
-    choice = ours if mpi is None or tried <= mpi else Choice(MPI)
+    choice = Choice(MPI) if engine == "mpi4jax" and mpi is not None and mpi < tried else ours
     return Decision(choice, size, ours, predicted, tried, mpi)
 
 
-def _runner(choice: Choice, payload: np.ndarray, world: World) -> Callable[[], object]:
-    if choice.algorithm == MPI:
-        return lambda: world.host_comm.Allreduce(payload, np.empty_like(payload))
+def _runner(choice: Choice, payload: np.ndarray, world: World, engine: str) -> Callable[[], object]:
     schedule = choice.schedule(world.size)
+    if engine == "native":
+        native = run_native.engine_of(world)
+        plan = native.plan(
+            schedule,
+            payload.size,
+            payload.dtype,
+            segment_bytes=choice.segment_bytes,
+            wire=choice.wire_of(payload.dtype),
+        )
+        return lambda: native.allreduce(payload, plan)
     segments = choice.num_segments(world.size, payload.nbytes)
     return lambda: run_mpi4py.allreduce(payload, schedule=schedule, comm=world.host_comm, num_segments=segments)
 

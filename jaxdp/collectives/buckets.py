@@ -49,7 +49,15 @@ class Buckets:
     @property
     def sizes(self) -> list[int]:
         """Bytes of each bucket."""
-        return [sum(_num_bytes(self.shapes[index]) for index in bucket) for bucket in self.members]
+        return [_num_bytes(bucket) for bucket in self.buckets]
+
+    @property
+    def buckets(self) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each bucket."""
+        return [
+            jax.ShapeDtypeStruct((sum(math.prod(self.shapes[i].shape) for i in bucket),), self.shapes[bucket[0]].dtype)
+            for bucket in self.members
+        ]
 
     def pack(self, tree: PyTree) -> list[jax.Array]:
         """The buckets of a pytree: arrays [num_elements]."""

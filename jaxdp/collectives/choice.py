@@ -6,6 +6,8 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.cost import Network, Profile
 from jaxdp.collectives.program import choose_segments
@@ -86,6 +88,10 @@ class Choice:
     def num_segments(self, num_ranks: int, num_bytes: int) -> int:
         """Segments into which the chunks of a payload are cut."""
         return choose_segments(self.schedule(num_ranks), num_bytes, segment_bytes=self.segment_bytes)
+
+    def wire_of(self, dtype: np.dtype) -> str | None:
+        """What values of this dtype are rounded to when they are sent; None if they are not."""
+        return self.wire if self.wire != "float32" and dtype == np.float32 else None
 
     def predict(self, num_ranks: int, num_bytes: int, network: Network) -> float:
         """Seconds for a float32 payload, by the closed form."""

@@ -1,7 +1,7 @@
 """Where arrays live, and how a step becomes programs: one engine a job, chosen in the config.
 
-`mpi4jax` keeps to the devices of its rank and sends messages between ranks; `xla` spans all devices of all ranks and
-leaves what crosses between them to JAX.
+`native` and `mpi4jax` keep to the devices of their rank and send messages between ranks; `xla` spans all devices of all
+ranks and leaves what crosses between them to JAX.
 """
 
 from __future__ import annotations
@@ -15,4 +15,4 @@ Engine = LocalEngine | DistributedEngine
 
 def make_engine(name: str, world: World) -> Engine:
     """The engine of this name; it is made before any array, as `xla` settles which devices there are."""
-    return LocalEngine.create(world.size) if name == "mpi4jax" else DistributedEngine.create()
+    return DistributedEngine.create() if name == "xla" else LocalEngine.create(name, world.size)

@@ -61,7 +61,7 @@ class DistributedEngine:
         compat.initialize_distributed()
         devices = jax.devices()
         mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-        return cls(mesh, LocalEngine.create(1))
+        return cls(mesh, LocalEngine.create("mpi4jax", 1))
 
     @property
     def num_devices(self) -> int:

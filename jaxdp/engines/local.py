@@ -1,4 +1,4 @@
-"""A mesh of this rank's own devices, with messages between ranks: the engine `mpi4jax`."""
+"""A mesh of this rank's own devices, with messages between ranks: the engines `native` and `mpi4jax`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdp.collectives.allreduce import Allreduce, BucketSum, make_allreduce
+from jaxdp.collectives.allreduce import BlockingAllreduce, BucketSum, NativeAllreduce, make_allreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
@@ -32,31 +32,34 @@ def as_varying(tree: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class LocalEngine:
-    """A mesh of this rank's own devices; between ranks, messages inside jit on one CPU device.
+    """A mesh of this rank's own devices; between ranks, messages inside jit on CPU devices.
 
     State is replicated over the mesh, batches are split over it.
 
     Attributes:
+      name: "native" or "mpi4jax".
       mesh: the local devices, one axis.
-      host: the device on which buckets cross between ranks.
-      fused: whether the whole step is one program. mpi4jax works only in programs on one CPU device, so with
-        several devices, or another kind, the step is three programs and buckets pass through the host.
+      host: the device on which buckets cross between ranks when the step is not fused.
+      fused: whether the whole step is one program. The native engine works in programs on any number of CPU devices,
+        mpi4jax only in those on one. Otherwise the step is three programs and buckets pass through the host.
     """
 
+    name: str
     mesh: jax.sharding.Mesh
     host: jax.Device
     fused: bool
 
     @classmethod
-    def create(cls, num_ranks: int, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
+    def create(cls, name: str, num_ranks: int, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
         """The engine of one of so many ranks, over these devices of one platform; without them over all local ones."""
         devices = jax.local_devices() if devices is None else devices
         mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-        one_program = len(devices) == 1 and devices[0].platform == "cpu"
+        on_cpu = devices[0].platform == "cpu"
         return cls(
+            name=name,
             mesh=mesh,
             host=jax.local_devices(backend="cpu")[0],
-            fused=one_program or num_ranks == 1,
+            fused=num_ranks == 1 or (on_cpu and (name == "native" or len(devices) == 1)),
         )
 
     @property
@@ -70,9 +73,9 @@ class LocalEngine:
 
     def make_allreduce(
         self, config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
-    ) -> Allreduce:
+    ) -> BlockingAllreduce | NativeAllreduce:
         """What sums the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
-        return make_allreduce(config, world, layout, chosen)
+        return make_allreduce(config, world, layout, chosen, axis=AXIS, parts=self.num_devices if self.fused else 1)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies of these arrays on every local device."""
@@ -97,21 +100,31 @@ class LocalEngine:
           layout: the buckets of what `forward_backward` returns.
           allreduce: sums them over the ranks.
         """
-        summed_locally = self._over_devices(lambda *args: forward_backward(task, *args))
 
-        def local_buckets(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
-            return layout.pack(summed_locally(params, stats, batch))
+        def local(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
+            return layout.pack(forward_backward(task, params, stats, batch))
 
         def update(state: TrainState, buckets: list[jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
             return apply_gradients(optimizer, state, layout.unpack(buckets))
 
-        def fused(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            return update(state, allreduce(local_buckets(state.params, state.stats, batch)))
+        if self.fused and isinstance(allreduce, NativeAllreduce):
+            everywhere = self._over_devices(local, allreduce)
+            return jax.jit(
+                lambda state, batch: update(state, everywhere(state.params, state.stats, batch)), donate_argnums=0
+            )
 
+        here = self._over_devices(local, lambda buckets: jax.lax.psum(buckets, AXIS))
         if self.fused:
-            return jax.jit(fused, donate_argnums=0)
+            return jax.jit(
+                lambda state, batch: update(state, allreduce(here(state.params, state.stats, batch))), donate_argnums=0
+            )
 
-        first, second, third = jax.jit(local_buckets), jax.jit(allreduce), jax.jit(update, donate_argnums=0)
+        first, third = jax.jit(here), jax.jit(update, donate_argnums=0)
+        second: Callable[[list[jax.Array]], list[jax.Array]] = jax.jit(allreduce)
+        if isinstance(allreduce, NativeAllreduce):
+            # A program a bucket: each goes its way to the host, over the ranks and back as soon as it is there.
+            of_bucket = [jax.jit(allreduce.of_bucket(index)) for index in range(len(layout.members))]
+            second = lambda buckets: [one(bucket) for one, bucket in zip(of_bucket, buckets, strict=True)]  # noqa: E731
 
         def staged(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             on_devices = first(state.params, state.stats, batch)
@@ -122,15 +135,19 @@ class LocalEngine:
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
         """Sums of loss and hits over this rank's batch, a host batch, see `step.evaluate_batch`."""
-        step = jax.jit(self._over_devices(lambda *args: evaluate_batch(task, *args)))
+        step = jax.jit(
+            self._over_devices(lambda *args: evaluate_batch(task, *args), lambda sums: jax.lax.psum(sums, AXIS))
+        )
         return lambda params, stats, batch: step(params, stats, self.place(batch))
 
-    def _over_devices(self, of_device: Callable[[PyTree, PyTree, Batch], PyTree]) -> Callable[..., PyTree]:
+    def _over_devices(
+        self, of_device: Callable[[PyTree, PyTree, Batch], PyTree], summed: Callable[[PyTree], PyTree]
+    ) -> Callable[..., PyTree]:
         """Runs a function of (params, stats, batch) on every local device, and sums what comes out."""
 
         def on_device(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
             params, stats = as_varying((params, stats))
-            return jax.lax.psum(of_device(params, stats, batch), AXIS)
+            return summed(of_device(params, stats, batch))
 
         specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS))
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())

@@ -14,6 +14,7 @@ def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
     ended = jobs.run(
         4,
         *("-m", "jaxdp.bench", "allreduce", "--sizes=4K,100K", "--colors=1,3", "--segment=10K", "--repeat=3"),
+        "--engine=native,mpi4jax",
         *(f"--json={tmp_path / 'rows.json'}", f"--plot={tmp_path / 'plot.png'}"),
     )
     assert ended.code == 0, ended.err
@@ -23,17 +24,17 @@ def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
     # On one node there is nothing for the hierarchical one to do; MPI's own and another color are there as well.
     expected = {*ALGORITHMS, "mpi", "auto"} - {"hierarchical"}
     assert {row["algorithm"] for row in rows} == expected
-    assert len(rows) == 2 * (len(expected) + 1)
+    assert len(rows) == 2 * (2 * len(expected) + 2)
     for row in rows:
         assert row["exact"] is True
-        assert row["engine"] == "mpi4jax"
+        assert row["engine"] in ("native", "mpi4jax", "mpi4py")
         assert row["size_bytes"] in (4_000, 100_000)
         assert min(row["seconds"]) <= row["median_s"] == np.median(row["seconds"]) <= row["p95_s"]
         assert len(row["seconds"]) == 3
         assert row["busbw_gbit_s"] == pytest.approx(1.5 * 8e-9 * row["size_bytes"] / row["median_s"])
-        assert (row["predicted_s"] is None) == (row["label"] in ("mpi", "auto: mpi"))
+        assert (row["predicted_s"] is None) == row["label"].endswith("mpi")
         assert row["label"] in ended.out
-    assert {row["ratio_to_mpi"] for row in rows if row["algorithm"] == "mpi"} == {1.0}
+    assert {row["ratio_to_mpi"] for row in rows if row["label"] == "mpi4jax mpi"} == {1.0}
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,7 +12,8 @@ from jaxdp.collectives.measure import measure_network
 from jaxdp.config import Config
 
 LAYOUT = Buckets.plan([np.zeros(1000, np.float32), np.zeros(10, np.float32)], bucket_bytes=4000)
-CONFIG = dataclasses.replace(Config.from_dict(get_config().to_dict()).allreduce, algorithm="auto")
+DIGITS = Config.from_dict(get_config().to_dict()).allreduce
+CONFIG = dataclasses.replace(DIGITS, engine="mpi4jax", algorithm="auto")
 
 
 def test_the_network_is_the_same_for_all_ranks_and_sensible(world):
@@ -25,7 +26,7 @@ def test_the_network_is_the_same_for_all_ranks_and_sensible(world):
 
 
 def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world):
-    decisions = auto.choose([40_000, 400, 40_000], "float32", world)
+    decisions = auto.choose([40_000, 400, 40_000], "float32", world, engine="mpi4jax")
     assert world.allgather(decisions) == [decisions] * world.size
     assert decisions[0] is decisions[2]
     assert [decision.num_bytes for decision in decisions] == [40_000, 400, 40_000]
@@ -34,8 +35,17 @@ def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world):
         assert decision.choice == faster
 
 
+def test_the_native_engine_is_tried_by_itself(world):
+    """It has no place for MPI's own allreduce, but tells what that takes."""
+    for wire in ("float32", "bfloat16"):
+        (decision,) = auto.choose([40_000], wire, world, engine="native")
+        assert world.allgather(decision) == [decision] * world.size
+        assert decision.choice == decision.ours
+        assert (decision.mpi_s is None) == (wire == "bfloat16")
+
+
 def test_16_bits_on_the_wire_are_beyond_mpi(world):
-    (decision,) = auto.choose([40_000], "bfloat16", world)
+    (decision,) = auto.choose([40_000], "bfloat16", world, engine="mpi4jax")
     assert decision.mpi_s is None
     assert decision.choice.wire == "bfloat16"
     assert decision.choice.algorithm != MPI
@@ -55,7 +65,7 @@ def test_what_was_chosen_sums_and_is_kept(world):
 
 
 def test_what_was_chosen_elsewhere_is_chosen_anew(world):
-    elsewhere = {"num_ranks": 99, "sizes": LAYOUT.sizes, "wire": "float32", "choices": []}
+    elsewhere = {"engine": "mpi4jax", "num_ranks": 99, "sizes": LAYOUT.sizes, "wire": "float32", "choices": []}
     for chosen in (elsewhere, elsewhere | {"num_ranks": world.size, "sizes": [1]}):
         found = make_allreduce(CONFIG, world, LAYOUT, chosen)
         assert len(found.choices) == 2

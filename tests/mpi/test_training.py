@@ -6,14 +6,15 @@ import optax
 import pytest
 from mpi4py import MPI
 
-from jaxdp.collectives.allreduce import Allreduce
+from jaxdp.collectives import run_native
+from jaxdp.collectives.allreduce import BlockingAllreduce, NativeAllreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
 from jaxdp.config import OptimizerConfig
 from jaxdp.data import feed
 from jaxdp.data.order import Deal, Order, even_bounds
 from jaxdp.data.source import Split
-from jaxdp.engines.local import LocalEngine
+from jaxdp.engines.local import AXIS, LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.state import TrainState, fingerprint
@@ -37,18 +38,32 @@ def share(rank, num_ranks):
     return Split(bounds, images[mine], labels[mine])
 
 
-def train(model, *, device_comm, data_comm, devices, batch_size, steps, dtype, optimizer="sgd", choice=TREES):
-    """The losses, and the fingerprint of the state after every step."""
+def native(world, layout, choice, devices):
+    engine, plans = run_native.engine_of(world), []
+    for bucket in layout.buckets:
+        size = -(-bucket.size // devices)
+        options = {"segment_bytes": choice.segment_bytes, "wire": choice.wire_of(bucket.dtype)}
+        of_parts = [engine.plan(choice.schedule(world.size), size, bucket.dtype, **options) for _ in range(devices)]
+        plans.append(of_parts[0])
+    return NativeAllreduce(plans, AXIS, devices)
+
+
+def train(
+    model, *, device_comm, data_comm, devices, batch_size, steps, dtype, optimizer="sgd", choice=TREES, over=None
+):
+    """The losses, and the fingerprint of the state after every step; by the native engine over this world, if any."""
     network, params, stats = Network.create(model, MODELS[model], image_shape=(8, 8, 1), num_classes=10, seed=0)
     params, stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, stats))
-    engine = LocalEngine.create(device_comm.size, jax.devices()[:devices])
+    engine = LocalEngine.create("native" if over else "mpi4jax", device_comm.size, jax.devices()[:devices])
     rule = OptimizerConfig(optimizer, 0.9, False, 1e-3, 0.02)
     chain = make_optimizer(rule, optax.constant_schedule(0.05), params)
     deal = Deal(batch_size, data_comm.size, devices)
     state = engine.replicate(TrainState.create(params, stats, chain))
     task = Task(network, (0.5,), (0.25,), batch_size, deal.padded)
-    layout = Buckets.plan(reduced_shapes(state), bucket_bytes=10_000)
-    step = engine.train_step(task, chain, layout, Allreduce([choice] * len(layout.members), device_comm))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), reduced_shapes(state))
+    layout = Buckets.plan(shapes, bucket_bytes=10_000)
+    blocking = BlockingAllreduce([choice] * len(layout.members), device_comm)
+    step = engine.train_step(task, chain, layout, native(over, layout, choice, devices) if over else blocking)
     losses, prints = [], []
     for batch in feed.batches(
         share(data_comm.rank, data_comm.size),
@@ -64,26 +79,30 @@ def train(model, *, device_comm, data_comm, devices, batch_size, steps, dtype, o
     return np.array(losses), prints
 
 
+@pytest.mark.parametrize("engine", ["native", "mpi4jax"])
 @pytest.mark.parametrize(("devices", "batch_size", "optimizer"), [(1, 13, "sgd"), (2, 5, "lars")])
-def test_the_number_of_ranks_changes_nothing_but_rounding(world, devices, batch_size, optimizer):
+def test_the_number_of_ranks_changes_nothing_but_rounding(world, devices, batch_size, optimizer, engine):
     """In float64, where 25 steps leave no room for anything else."""
     common = {"batch_size": batch_size, "steps": 25, "dtype": np.float64, "optimizer": optimizer}
+    comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
     with jax.enable_x64(True):
         alone, _ = train("cnn", device_comm=MPI.COMM_SELF, data_comm=MPI.COMM_SELF, devices=1, **common)
-        together, _ = train("cnn", device_comm=world.device_comm, data_comm=world.data_comm, devices=devices, **common)
+        together, _ = train("cnn", **comms, devices=devices, over=world if engine == "native" else None, **common)
     np.testing.assert_allclose(together, alone, rtol=1e-11)
 
 
 @pytest.mark.parametrize(
-    ("model", "devices", "batch_size", "choice"),
+    ("engine", "model", "devices", "batch_size", "choice"),
     [
-        ("cnn", 3, 5, TREES),
-        ("resnet", 1, 13, TREES),
-        ("resnet", 3, 5, Choice("mpi")),
-        ("cnn", 1, 13, Choice("halving_doubling", wire="bfloat16")),
+        ("mpi4jax", "cnn", 3, 5, TREES),
+        ("mpi4jax", "resnet", 3, 5, Choice("mpi")),
+        ("mpi4jax", "cnn", 1, 13, Choice("halving_doubling", wire="bfloat16")),
+        ("native", "resnet", 1, 13, TREES),
+        ("native", "resnet", 3, 5, Choice("ring")),
+        ("native", "cnn", 1, 13, Choice("halving_doubling", wire="bfloat16")),
     ],
 )
-def test_replicas_have_equal_bits_after_every_step(world, model, devices, batch_size, choice):
+def test_replicas_have_equal_bits_after_every_step(world, engine, model, devices, batch_size, choice):
     """Also where a device has no real example (5 examples on up to 12 devices)."""
     losses, prints = train(
         model,
@@ -94,6 +113,7 @@ def test_replicas_have_equal_bits_after_every_step(world, model, devices, batch_
         steps=8,
         dtype=np.float32,
         choice=choice,
+        over=world if engine == "native" else None,
     )
     assert np.isfinite(losses).all()
     assert len(set(prints)) == 8

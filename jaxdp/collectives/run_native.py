@@ -1,0 +1,216 @@
+"""A schedule run by the native engine: messages of all chunks, segments and buckets at once, beside the computation."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import functools
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jaxdp import native
+from jaxdp.collectives.program import Pieces
+from jaxdp.collectives.schedule import Schedule, chunk_bounds
+
+if TYPE_CHECKING:
+    import jax
+    from mpi4py import MPI
+
+    from jaxdp.world import World
+
+_FEWEST_LANES = 8
+_TARGET = "jaxdp_allreduce"
+_MESSAGE_ROOM = 4096
+
+
+class Plan(NamedTuple):
+    """How the engine sums payloads of one size.
+
+    Attributes:
+      number: of the plan in the engine.
+      num_elements: of the payload.
+      dtype: of the payload.
+    """
+
+    number: int
+    num_elements: int
+    dtype: np.dtype
+
+
+class Event(NamedTuple):
+    """One allreduce that is over, in seconds of the clock of time.perf_counter."""
+
+    plan: int
+    start_s: float
+    end_s: float
+
+
+class Engine:
+    """The progress thread of this rank and its plans.
+
+    All ranks make the same plans in the same order. What is summed inside jit may start in any order on each of them;
+    two sums by one plan must follow one another in the program, as those of two training steps do.
+    """
+
+    def __init__(self, comm: MPI.Intracomm):
+        """Starts the engine.
+
+        Args:
+          comm: a communicator for it alone, on which errors are returned from now on.
+        """
+        self._comm = comm
+        self._library = native.library()
+        self._engine = self._library.jaxdp_open(comm.py2f())
+        # Before MPI is closed, which mpi4py does later: a thread that polls it then would crash.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Ends its threads; what is under way fails."""
+        self._library.jaxdp_stop(self._engine)
+
+    def plan(
+        self,
+        schedule: Schedule,
+        num_elements: int,
+        dtype: np.dtype,
+        *,
+        segment_bytes: int,
+        wire: str | None = None,
+        name: str = "a payload",
+    ) -> Plan:
+        """A plan for payloads of this size; all ranks call it together.
+
+        Args:
+          schedule: for as many ranks as the communicator has.
+          num_elements: of the payload.
+          dtype: float32 or float64.
+          segment_bytes: the size of the pieces into which chunks are cut.
+          wire: "bfloat16" or "float16", to which float32 is rounded when it is sent; None to send it as it is.
+          name: of the payload, in messages.
+
+        Raises:
+          ValueError: there are more pieces than MPI has tags.
+        """
+        assert schedule.num_ranks == self._comm.size, "the schedule is for this communicator"
+        dtype = np.dtype(dtype)
+        largest_chunk = int(np.diff(chunk_bounds(num_elements, schedule.num_chunks)).max()) * dtype.itemsize
+        num_segments = max(1, -(-largest_chunk // segment_bytes))
+        pieces = _pieces(num_elements, schedule.num_chunks, num_segments)
+        transfers = _transfers(schedule, self._comm.rank)
+        number = self._library.jaxdp_add_plan(
+            self._engine,
+            name.encode(),
+            (wire or dtype.name).encode(),
+            num_elements,
+            schedule.num_chunks,
+            transfers,
+            len(transfers),
+            pieces,
+            len(pieces),
+            _lanes(schedule),
+        )
+        if number < 0:
+            raise ValueError(
+                f"{name} of {num_elements * dtype.itemsize:,} bytes in segments of {segment_bytes:,} needs more tags "
+                "than this MPI has: set config.allreduce.segment_bytes to more"
+            )
+        return Plan(number, num_elements, dtype)
+
+    def allreduce(self, payload: np.ndarray, plan: Plan, out: np.ndarray | None = None) -> np.ndarray:
+        """The sum of host arrays over the ranks; waits for it.
+
+        Args:
+          payload: [num_elements], contiguous, of the plan's size and dtype.
+          plan: of this engine.
+          out: where the sum goes; a new array if None.
+
+        Raises:
+          RuntimeError: a message was lost.
+        """
+        out = np.empty_like(payload) if out is None else out
+        for array in (payload, out):
+            assert array.shape == (plan.num_elements,), "the plan is for this size"
+            assert array.dtype == plan.dtype, "the plan is for this dtype"
+            assert array.flags.c_contiguous, "payloads are contiguous"
+        message = ctypes.create_string_buffer(_MESSAGE_ROOM)
+        if self._library.jaxdp_allreduce(
+            self._engine, plan.number, payload.ctypes.data, out.ctypes.data, message, _MESSAGE_ROOM
+        ):
+            raise RuntimeError(message.value.decode(errors="replace"))
+        return out
+
+    def events(self, most: int = 1 << 14) -> list[Event]:
+        """The latest allreduces that are over, in the order of their end."""
+        table = np.empty((most, 3), np.int64)
+        count = self._library.jaxdp_events(self._engine, table, most)
+        return [Event(plan, start * 1e-9, end * 1e-9) for plan, start, end in table[:count].tolist()]
+
+    def serve_programs(self) -> None:
+        """Has `allreduce` of this module, inside jit, use this engine."""
+        _register()
+        self._library.jaxdp_serve_programs(self._engine)
+
+
+@functools.cache
+def engine_of(world: World) -> Engine:
+    """The engine of this rank, which programs use."""
+    engine = Engine(world.native_comm)
+    engine.serve_programs()
+    return engine
+
+
+def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0) -> jax.Array:
+    """The sum over the ranks inside jit, also inside shard_map over CPU devices; the program goes on meanwhile.
+
+    Args:
+      payload: [num_elements], of the plan's size and dtype.
+      plan: of the engine that serves programs; in shard_map that of device 0, those of other devices following it.
+      device: index of the local device, int32 [].
+
+    Returns:
+      [num_elements], the same bits on all ranks.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    assert payload.shape == (plan.num_elements,), "the plan is for this size"
+    assert payload.dtype == plan.dtype, "the plan is for this dtype"
+    of_program = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(payload.shape, payload.dtype))
+    return of_program(payload, jnp.asarray(device, jnp.int32), plan=np.int64(plan.number))
+
+
+@functools.cache
+def _register() -> None:
+    import jax
+
+    handler = jax.ffi.pycapsule(native.library().jaxdp_xla_allreduce)
+    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+
+
+def _pieces(num_elements: int, num_chunks: int, num_segments: int) -> np.ndarray:
+    """int64 [num_pieces, 3]: chunk, start, count; the first segments of all chunks first, none of them empty."""
+    slices = Pieces.of(num_elements, num_chunks=num_chunks, num_segments=num_segments).slices
+    in_order = sorted(slices.items(), key=lambda entry: (entry[0][1], entry[0][0]))
+    table = [(chunk, part.start, part.stop - part.start) for (chunk, _), part in in_order if part.stop > part.start]
+    return np.array(table, np.int64).reshape(-1, 3)
+
+
+def _lanes(schedule: Schedule) -> int:
+    """Pieces that move at once: twice as many as keep the busiest rank busy while the first ones are on their way.
+
+    More of them wait in line in the network, where they hold up those that somebody waits for.
+    """
+    busiest = max(int(np.bincount(column, minlength=1).max()) for column in (schedule.src, schedule.dst))
+    groups = -(-schedule.num_rounds // max(1, busiest))
+    return max(_FEWEST_LANES, 2 * schedule.num_chunks * groups)
+
+
+def _transfers(schedule: Schedule, rank: int) -> np.ndarray:
+    """int64 [num_transfers, 5]: chunk, round, peer, sends, reduces of this rank's moves; by chunk, then in order."""
+    mine = schedule.of_rank(rank)
+    of_round = np.repeat(np.arange(mine.num_rounds), np.diff(mine.round_starts))
+    sends = mine.src == rank
+    columns = [mine.chunk, of_round, np.where(sends, mine.dst, mine.src), sends, mine.reduce]
+    table = np.stack(columns, axis=1).astype(np.int64)
+    return np.ascontiguousarray(table[np.argsort(table[:, 0], kind="stable")])

@@ -1,0 +1,56 @@
+"""The native engine: C++ that moves the messages of many allreduces at once, beside the computation.
+
+`engine.h` says what it does; `doors.cc` holds the functions that this module calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+
+import numpy as np
+from numpy.ctypeslib import ndpointer
+
+_TABLE = ndpointer(np.int64, flags="C_CONTIGUOUS")
+_SIGNATURES = {
+    "jaxdp_open": (ctypes.c_void_p, [ctypes.c_int]),
+    "jaxdp_serve_programs": (None, [ctypes.c_void_p]),
+    "jaxdp_stop": (None, [ctypes.c_void_p]),
+    "jaxdp_close": (None, [ctypes.c_void_p]),
+    "jaxdp_add_plan": (
+        ctypes.c_int64,
+        [
+            *(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64),
+            *(_TABLE, ctypes.c_int64, _TABLE, ctypes.c_int64, ctypes.c_int),
+        ],
+    ),
+    "jaxdp_allreduce": (
+        ctypes.c_int,
+        [
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_char_p, ctypes.c_int64),
+        ],
+    ),
+    "jaxdp_events": (ctypes.c_int64, [ctypes.c_void_p, _TABLE, ctypes.c_int64]),
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled engine, its functions with their types; see doors.cc.
+
+    Raises:
+      ValueError: it has not been built.
+    """
+    found = importlib.util.find_spec("jaxdp.native._engine")
+    if found is None or found.origin is None:
+        raise ValueError(
+            "the native engine is not built: run ./launch/setup (or pip install .), or set config.allreduce.engine "
+            "to 'mpi4jax'"
+        )
+    loaded = ctypes.CDLL(found.origin)
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded

@@ -1,0 +1,131 @@
+"""The native engine against the oracle, bit for bit."""
+
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxdp.collectives import run_native, run_numpy
+from jaxdp.collectives.algorithms import multicolor
+from jaxdp.collectives.schedule import Move, Schedule
+from tests.mpi.test_allreduce import payloads, schedules
+
+
+@pytest.fixture(scope="module")
+def engine(world):
+    return run_native.engine_of(world)
+
+
+@pytest.mark.parametrize("segment_bytes", [2**20, 1024, 4])
+@pytest.mark.parametrize("num_elements", [1, 7, 1_003])
+def test_every_algorithm_gives_the_bits_of_the_oracle(world, engine, num_elements, segment_bytes):
+    values = payloads(world.size, num_elements, np.float32)
+    for schedule in schedules(world.size):
+        plan = engine.plan(schedule, num_elements, np.float32, segment_bytes=segment_bytes)
+        expected = run_numpy.allreduce(schedule, values)[world.rank]
+        for _ in range(2):
+            np.testing.assert_array_equal(engine.allreduce(values[world.rank], plan), expected)
+
+
+def test_float64(world, engine):
+    schedule = multicolor(world.size, colors=1, arity=2)
+    values = payloads(world.size, 500, np.float64)
+    plan = engine.plan(schedule, 500, np.float64, segment_bytes=256)
+    np.testing.assert_array_equal(
+        engine.allreduce(values[world.rank], plan), run_numpy.allreduce(schedule, values)[world.rank]
+    )
+
+
+@pytest.mark.parametrize("wire", ["bfloat16", "float16"])
+def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, engine, wire):
+    values = payloads(world.size, 1_003, np.float32)
+    for schedule in schedules(world.size):
+        expected = run_numpy.allreduce(schedule, values, on_wire=lambda x: x.astype(jnp.dtype(wire)).astype(x.dtype))
+        plan = engine.plan(schedule, 1_003, np.float32, segment_bytes=512, wire=wire)
+        np.testing.assert_array_equal(engine.allreduce(values[world.rank], plan), expected[world.rank])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_schedule_runs_as_in_the_oracle_without_deadlock(world, engine, seed):
+    rng = np.random.default_rng(seed)
+    rounds = []
+    for _ in range(3 if world.size > 1 else 0):
+        pairs = [rng.choice(world.size, 2, replace=False) for _ in range(rng.integers(12))]
+        rounds.append([Move(int(a), int(b), int(rng.integers(2)), bool(rng.integers(2))) for a, b in pairs])
+    schedule = Schedule.from_rounds(world.size, 2, rounds)
+    values = payloads(world.size, 33, np.float32)
+    for wire in (None, "bfloat16"):
+        plan = engine.plan(schedule, 33, np.float32, segment_bytes=40, wire=wire)
+        on_wire = (lambda x: x.astype(jnp.bfloat16).astype(x.dtype)) if wire else (lambda x: x)
+        expected = run_numpy.allreduce(schedule, values, on_wire=on_wire)[world.rank]
+        np.testing.assert_array_equal(engine.allreduce(values[world.rank], plan), expected)
+
+
+def test_a_sum_into_its_own_payload(world, engine):
+    for schedule in schedules(world.size):
+        plan = engine.plan(schedule, 100, np.float32, segment_bytes=64)
+        values = payloads(world.size, 100, np.float32)
+        expected = run_numpy.allreduce(schedule, values)[world.rank]
+        mine = values[world.rank]
+        np.testing.assert_array_equal(engine.allreduce(mine, plan, out=mine), expected)
+
+
+def test_many_at_once_in_another_order_on_each_rank(world, engine):
+    schedule = multicolor(world.size, colors=min(2, world.size), arity=2)
+    sizes = [1 + 997 * index for index in range(12)]
+    plans = [engine.plan(schedule, size, np.float32, segment_bytes=1024) for size in sizes]
+    values = [payloads(world.size, size, np.float32) for size in sizes]
+    results = {}
+
+    def work(index):
+        results[index] = engine.allreduce(values[index][world.rank], plans[index])
+
+    for repetition in range(3):
+        order = np.random.default_rng(1000 * world.rank + repetition).permutation(len(sizes))
+        threads = [threading.Thread(target=work, args=(int(index),)) for index in order]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for index, of_ranks in enumerate(values):
+            np.testing.assert_array_equal(results[index], run_numpy.allreduce(schedule, of_ranks)[world.rank])
+
+
+def test_inside_jit_beside_other_work(world, engine):
+    schedule = multicolor(world.size, colors=min(2, world.size), arity=2)
+    plans = [engine.plan(schedule, 5_000, np.float32, segment_bytes=4096) for _ in range(3)]
+
+    @jax.jit
+    def step(x):
+        parts = [x * (index + 1) for index in range(3)]
+        return [run_native.allreduce(part, plan) for part, plan in zip(parts, plans, strict=True)]
+
+    values = payloads(world.size, 5_000, np.float32)
+    for _ in range(3):
+        for index, result in enumerate(step(values[world.rank])):
+            scaled = [value * np.float32(index + 1) for value in values]
+            expected = run_numpy.allreduce(schedule, scaled)[world.rank]
+            np.testing.assert_array_equal(np.asarray(result), expected)
+
+
+def test_inside_shard_map_each_device_crosses_on_its_own(world, engine):
+    devices = jax.local_devices()
+    schedule = multicolor(world.size, colors=1, arity=2)
+    plans = [engine.plan(schedule, 64, np.float32, segment_bytes=64) for _ in devices]
+    mesh = jax.make_mesh((len(devices),), ("device",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    spec = PartitionSpec("device")
+
+    def on_device(x):
+        return run_native.allreduce(x, plans[0], device=jax.lax.axis_index("device"))
+
+    summed = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec))
+    values = payloads(world.size, 64 * len(devices), np.float32)
+    parts = [np.split(value, len(devices)) for value in values]
+    expected = [
+        run_numpy.allreduce(schedule, [of_rank[index] for of_rank in parts])[world.rank]
+        for index in range(len(devices))
+    ]
+    np.testing.assert_array_equal(np.asarray(summed(values[world.rank])), np.concatenate(expected))
