@@ -56,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.allreduce.ranks_per_node = config_dict.placeholder(int)
     config.allreduce.segment_bytes = 64 * 1024
     config.allreduce.wire = "float32"
-    config.allreduce.bucket_bytes = 25_000_000
+    config.allreduce.bucket_bytes = 4_000_000
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_epochs = 5.0

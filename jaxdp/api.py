@@ -68,7 +68,7 @@ def allreduce(
       arity: of those trees; None for as many as colors.
       wire: what float32 values are rounded to when they are sent, "bfloat16" or "float16".
       segment_bytes: the size of the pieces in the pipeline.
-      bucket_bytes: the most that one allreduce sums.
+      bucket_bytes: with which a bucket of leaves, which one allreduce sums, is closed.
 
     Returns:
       A pytree of arrays.

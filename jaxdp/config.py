@@ -114,7 +114,7 @@ class AllreduceConfig:
       segment_bytes: the size of the pieces in which chunks go through the pipeline; "auto" chooses it too.
       wire: what float32 values are rounded to when they are sent: "bfloat16", "float16", or "float32" as they are.
         Sums are in float32 whatever it is.
-      bucket_bytes: the most that one allreduce sums, larger single arrays excepted.
+      bucket_bytes: with which a bucket of gradients, which one allreduce sums, is closed.
     """
 
     engine: str

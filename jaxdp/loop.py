@@ -26,7 +26,7 @@ from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
 from jaxdp.report import Report, banner, evaluation_line
 from jaxdp.state import TrainState
-from jaxdp.step import Task, reduced_shapes
+from jaxdp.step import Task, reduced_order, reduced_shapes
 from jaxdp.workdir import claim_workdir
 from jaxdp.world import World
 
@@ -174,6 +174,8 @@ def build(config: Config, world: World) -> Run:
     learning_rate = jax.jit(make_schedule(config.schedule, plan))
     optimizer = make_optimizer(config.optimizer, learning_rate, params)
     first_state = TrainState.create(params, stats, optimizer)
+    task = Task(network, config.data.mean, config.data.std, config.batch_size, deal.padded)
+    order = reduced_order(task, first_state, source.image_shape)
     return Run(
         config=config,
         world=world,
@@ -181,11 +183,11 @@ def build(config: Config, world: World) -> Run:
         source=source,
         engine=engine,
         deal=deal,
-        task=Task(network, config.data.mean, config.data.std, config.batch_size, deal.padded),
+        task=task,
         learning_rate=learning_rate,
         optimizer=optimizer,
         first_state=first_state,
-        layout=Buckets.plan(reduced_shapes(first_state), bucket_bytes=config.allreduce.bucket_bytes),
+        layout=Buckets.plan(reduced_shapes(first_state), bucket_bytes=config.allreduce.bucket_bytes, order=order),
     )
 
 

@@ -4,12 +4,14 @@ Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdp.collectives.buckets import readiness
 from jaxdp.losses import cross_entropy, hits
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
@@ -99,6 +101,22 @@ def reduced_shapes(state: TrainState) -> PyTree:
         "metrics": dict.fromkeys(("accuracy", "loss"), jax.ShapeDtypeStruct((), "float32")),
         "stats": state.stats,
     }
+
+
+def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -> list[int]:
+    """The leaves of what `forward_backward` returns in the order in which they become ready.
+
+    Args:
+      task: the constants.
+      state: arrays or their shapes.
+      image_shape: (H, W, C).
+    """
+    batch = Batch(
+        jax.ShapeDtypeStruct((1, *image_shape), "uint8"),
+        jax.ShapeDtypeStruct((1,), "int32"),
+        jax.ShapeDtypeStruct((1,), "bool"),
+    )
+    return readiness(functools.partial(forward_backward, task), state.params, state.stats, batch)
 
 
 def apply_gradients(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -102,10 +101,7 @@ def _write(arguments: argparse.Namespace, rows: list[Row], network: Network, wor
             "ranks_per_node": world.ranks_per_node,
             "network": dataclasses.asdict(network),
         }
-        try:
-            arguments.json.write_text(json.dumps(document) + "\n")
-        except OSError as error:
-            raise ValueError(f"{arguments.json} cannot be written: {error}") from None
+        parse.write_json(arguments.json, document)
     if arguments.plot:
         from jaxdp.bench import plots
 
@@ -150,9 +146,7 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
             raise ValueError(f"--engine {engine!r} is unknown: known are {', '.join(ENGINES)}")
     if "xla" in arguments.engine and len(arguments.engine) > 1:
         raise ValueError("--engine xla makes everything beside it slower: start it in a job to itself")
-    for path in (arguments.json, arguments.plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    parse.check_writable(arguments.json, arguments.plot)
     if min(arguments.colors) > world.size:
         raise ValueError(
             f"{min(arguments.colors)} colors need at least {min(arguments.colors)} ranks, this world has {world.size}: "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import json
+import pathlib
+from typing import Any, NoReturn
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -52,3 +54,18 @@ def numbers(text: str) -> list[int]:
 def names(text: str) -> list[str]:
     """Several names, with commas between."""
     return text.split(",")
+
+
+def check_writable(*paths: pathlib.Path | None) -> None:
+    """Raises ValueError, before anything is measured, if there is no folder for one of these files."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def write_json(path: pathlib.Path, document: Any) -> None:
+    """Raises ValueError if it cannot be written."""
+    try:
+        path.write_text(json.dumps(document) + "\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from None

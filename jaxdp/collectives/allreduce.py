@@ -62,10 +62,10 @@ class BlockingAllreduce:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NativeAllreduce:
-    """By the native engine, all buckets at once, inside shard_map over the local devices.
+    """By the native engine, all buckets at once, inside jit; with several local devices inside shard_map over them.
 
-    Every device sums a part of a bucket over the local devices, has that part cross, and gathers the others: no byte
-    crosses twice.
+    Every device then sums a part of a bucket over the local devices, has that part cross, and gathers the others: no
+    byte crosses twice.
 
     Attributes:
       plans: one a bucket, in their order: that of device 0, those of the other devices following it. None in a world of
@@ -82,8 +82,18 @@ class NativeAllreduce:
 
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
         if self.plans is None:
-            return [jax.lax.psum(bucket, self.axis) for bucket in buckets]
-        return [self._sum(bucket, plan) for bucket, plan in zip(buckets, self.plans, strict=True)]
+            return buckets if self.num_devices == 1 else [jax.lax.psum(bucket, self.axis) for bucket in buckets]
+        if self.num_devices == 1:
+            return run_native.allreduce_all(buckets, self.plans)
+        parts = [
+            jax.lax.psum_scatter(jnp.pad(bucket, (0, -bucket.size % self.num_devices)), self.axis, tiled=True)
+            for bucket in buckets
+        ]
+        sums = run_native.allreduce_all(parts, self.plans, device=jax.lax.axis_index(self.axis))
+        return [
+            jax.lax.all_gather(part, self.axis, tiled=True, to="invarying")[: bucket.size]
+            for part, bucket in zip(sums, buckets, strict=True)
+        ]
 
     def of_bucket(self, index: int) -> Callable[[jax.Array], jax.Array]:
         """The sum of one bucket that one device holds, inside a jit of its own."""
@@ -91,14 +101,6 @@ class NativeAllreduce:
             return lambda bucket: bucket
         plan = self.plans[index]
         return lambda bucket: run_native.allreduce(bucket, plan)
-
-    def _sum(self, bucket: jax.Array, plan: run_native.Plan) -> jax.Array:
-        if self.num_devices == 1:
-            return run_native.allreduce(jax.lax.psum(bucket, self.axis), plan)
-        whole = jnp.pad(bucket, (0, -bucket.size % self.num_devices))
-        part = jax.lax.psum_scatter(whole, self.axis, tiled=True)
-        part = run_native.allreduce(part, plan, device=jax.lax.axis_index(self.axis))
-        return jax.lax.all_gather(part, self.axis, tiled=True, to="invarying")[: bucket.size]
 
 
 def make_sum(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +16,8 @@ PyTree = Any
 class Buckets:
     """Which leaves of a pytree lie in which flat bucket.
 
-    Last leaves come first, as their gradients are ready first in the backward pass. A bucket holds leaves of
-    one dtype and is closed when the next leaf would make it larger than asked; a larger leaf has a
-    bucket to itself.
+    A bucket holds leaves of one dtype that follow one another in the order in which they become ready, and is closed
+    once it holds as many bytes as asked: so no bucket but the last is small.
 
     Attributes:
       shapes: shape and dtype of each leaf.
@@ -30,20 +30,27 @@ class Buckets:
     treedef: Any
 
     @classmethod
-    def plan(cls, tree: PyTree, *, bucket_bytes: int) -> "Buckets":
-        """The buckets for pytrees like this one (arrays or their shapes), of at most so many bytes each."""
+    def plan(cls, tree: PyTree, *, bucket_bytes: int, order: Sequence[int] | None = None) -> "Buckets":
+        """The buckets for pytrees like this one (arrays or their shapes).
+
+        Args:
+          tree: of arrays or their shapes.
+          bucket_bytes: with which a bucket is closed.
+          order: indices of the leaves, those that are ready first before the others; None for the last leaves first,
+            as their gradients often are.
+        """
         leaves, treedef = jax.tree.flatten(tree)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
         members: list[list[int]] = []
-        room: dict[np.dtype, tuple[list[int], int]] = {}
-        for index in reversed(range(len(shapes))):
-            size = _num_bytes(shapes[index])
-            bucket, left = room.get(shapes[index].dtype, ([], 0))
-            if not bucket or size > left:
-                bucket, left = [], bucket_bytes
-                members.append(bucket)
-            bucket.append(index)
-            room[shapes[index].dtype] = bucket, left - size
+        open_buckets: dict[np.dtype, list[int]] = {}
+        for index in reversed(range(len(shapes))) if order is None else order:
+            dtype = shapes[index].dtype
+            if dtype not in open_buckets:
+                open_buckets[dtype] = []
+                members.append(open_buckets[dtype])
+            open_buckets[dtype].append(index)
+            if sum(_num_bytes(shapes[member]) for member in open_buckets[dtype]) >= bucket_bytes:
+                del open_buckets[dtype]
         return cls(shapes, tuple(tuple(bucket) for bucket in members), treedef)
 
     @property
@@ -73,6 +80,25 @@ class Buckets:
             for index, part in zip(bucket, parts, strict=True):
                 leaves[index] = part.reshape(self.shapes[index].shape)
         return jax.tree.unflatten(self.treedef, leaves)
+
+
+def readiness(function: Callable[..., PyTree], *args: PyTree) -> list[int]:
+    """The leaves of what a function returns, those that it has computed first before the others.
+
+    In the order of the function's own program (its jaxpr), which for a backward pass runs from the last layer to the
+    first.
+
+    Args:
+      function: pure.
+      args: pytrees of arrays or their shapes.
+
+    Returns:
+      Indices of the leaves; leaves that are ready at once are in their own order.
+    """
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    computed = {id(variable): place for place, equation in enumerate(jaxpr.eqns) for variable in equation.outvars}
+    places = [computed.get(id(variable), -1) for variable in jaxpr.outvars]
+    return sorted(range(len(places)), key=places.__getitem__)
 
 
 def _num_bytes(array: jax.ShapeDtypeStruct) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from jaxdp.world import World
 
 _FEWEST_LANES = 8
-_TARGET = "jaxdp_allreduce"
+_TARGET, _PASS = "jaxdp_allreduce", "jaxdp_pass"
 _MESSAGE_ROOM = 4096
 
 
@@ -95,26 +96,47 @@ class Engine:
         assert schedule.num_ranks == self._comm.size, "the schedule is for this communicator"
         dtype = np.dtype(dtype)
         largest_chunk = int(np.diff(chunk_bounds(num_elements, schedule.num_chunks)).max()) * dtype.itemsize
-        num_segments = max(1, -(-largest_chunk // segment_bytes))
-        pieces = _pieces(num_elements, schedule.num_chunks, num_segments)
+        pieces = _pieces(num_elements, schedule.num_chunks, max(1, -(-largest_chunk // segment_bytes)))
         transfers = _transfers(schedule, self._comm.rank)
-        number = self._library.jaxdp_add_plan(
-            self._engine,
-            name.encode(),
-            (wire or dtype.name).encode(),
-            num_elements,
-            schedule.num_chunks,
-            transfers,
-            len(transfers),
-            pieces,
-            len(pieces),
-            _lanes(schedule),
+        plan = self._add(
+            name, wire or dtype.name, num_elements, dtype, transfers, pieces, schedule.num_chunks, _lanes(schedule)
         )
-        if number < 0:
+        if plan.number < 0:
             raise ValueError(
                 f"{name} of {num_elements * dtype.itemsize:,} bytes in segments of {segment_bytes:,} needs more tags "
                 "than this MPI has: set config.allreduce.segment_bytes to more"
             )
+        return plan
+
+    def plan_without_messages(self, num_elements: int, dtype: np.dtype) -> Plan:
+        """A plan that leaves payloads of this size as they are: its events tell when a program has made them."""
+        dtype = np.dtype(dtype)
+        nothing, whole = np.empty((0, 5), np.int64), np.array([[0, 0, num_elements]], np.int64)
+        return self._add("a payload", dtype.name, num_elements, dtype, nothing, whole, 1, 1)
+
+    def _add(
+        self,
+        name: str,
+        wire: str,
+        num_elements: int,
+        dtype: np.dtype,
+        transfers: np.ndarray,
+        pieces: np.ndarray,
+        num_chunks: int,
+        lanes: int,
+    ) -> Plan:
+        number = self._library.jaxdp_add_plan(
+            self._engine,
+            name.encode(),
+            wire.encode(),
+            num_elements,
+            num_chunks,
+            transfers,
+            len(transfers),
+            pieces,
+            len(pieces),
+            lanes,
+        )
         return Plan(number, num_elements, dtype)
 
     def allreduce(self, payload: np.ndarray, plan: Plan, out: np.ndarray | None = None) -> np.ndarray:
@@ -160,13 +182,14 @@ def engine_of(world: World) -> Engine:
     return engine
 
 
-def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0) -> jax.Array:
+def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in_place: bool = False) -> jax.Array:
     """The sum over the ranks inside jit, also inside shard_map over CPU devices; the program goes on meanwhile.
 
     Args:
       payload: [num_elements], of the plan's size and dtype.
       plan: of the engine that serves programs; in shard_map that of device 0, those of other devices following it.
       device: index of the local device, int32 [].
+      in_place: whether the sum takes the payload's memory; worth it where nothing else needs the payload.
 
     Returns:
       [num_elements], the same bits on all ranks.
@@ -176,16 +199,49 @@ def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0) ->
 
     assert payload.shape == (plan.num_elements,), "the plan is for this size"
     assert payload.dtype == plan.dtype, "the plan is for this dtype"
-    of_program = jax.ffi.ffi_call(_TARGET, jax.ShapeDtypeStruct(payload.shape, payload.dtype))
+    like = jax.ShapeDtypeStruct(payload.shape, payload.dtype)
+    of_program = jax.ffi.ffi_call(_TARGET, like, input_output_aliases={0: 0} if in_place else {})
     return of_program(payload, jnp.asarray(device, jnp.int32), plan=np.int64(plan.number))
+
+
+def allreduce_all(
+    payloads: Sequence[jax.Array], plans: Sequence[Plan], *, device: jax.Array | int = 0
+) -> list[jax.Array]:
+    """The sums of several payloads, each of which begins to cross as soon as it is there.
+
+    What follows them in the program waits until all payloads are there (not until they have crossed). Else XLA would
+    lay out memory as if sums came at once: they would be used up, and their memory given to computations that make
+    later payloads, which would then wait for messages.
+
+    Args:
+      payloads: as for `allreduce`, nothing else needing them.
+      plans: one a payload.
+      device: as for `allreduce`.
+    """
+    marked = [_pass(payload, token=True) for payload in payloads]
+    tokens = [token for _, token in marked]
+    sums = [
+        allreduce(payload, plan, device=device, in_place=True) for (payload, _), plan in zip(marked, plans, strict=True)
+    ]
+    return [_pass(total, *tokens)[0] for total in sums]
+
+
+def _pass(array: jax.Array, *others: jax.Array, token: bool = False) -> list[jax.Array]:
+    """The same array in the same memory once all operands are there; and a token for what is to wait for it."""
+    import jax
+    import jax.numpy as jnp
+
+    results = [jax.ShapeDtypeStruct(array.shape, array.dtype)] + [jax.ShapeDtypeStruct((1,), jnp.int32)] * token
+    return list(jax.ffi.ffi_call(_PASS, results, input_output_aliases={0: 0})(array, *others))
 
 
 @functools.cache
 def _register() -> None:
     import jax
 
-    handler = jax.ffi.pycapsule(native.library().jaxdp_xla_allreduce)
-    jax.ffi.register_ffi_target(_TARGET, handler, platform="cpu")
+    library = native.library()
+    for name, handler in [(_TARGET, library.jaxdp_xla_allreduce), (_PASS, library.jaxdp_xla_pass)]:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
 
 
 def _pieces(num_elements: int, num_chunks: int, num_segments: int) -> np.ndarray:

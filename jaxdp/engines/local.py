@@ -108,7 +108,13 @@ class LocalEngine:
             return apply_gradients(optimizer, state, layout.unpack(buckets))
 
         if self.fused and isinstance(allreduce, NativeAllreduce):
-            everywhere = self._over_devices(local, allreduce)
+            # With one device there is no sum over devices: XLA would make one of those of all buckets, and none could
+            # cross before the last is there.
+            everywhere = (
+                (lambda *args: allreduce(local(*args)))
+                if self.num_devices == 1
+                else self._over_devices(local, allreduce)
+            )
             return jax.jit(
                 lambda state, batch: update(state, everywhere(state.params, state.stats, batch)), donate_argnums=0
             )

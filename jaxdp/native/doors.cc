@@ -65,6 +65,9 @@ ffi::Future allreduce(int64_t plan, ffi::AnyBuffer in, ffi::Buffer<ffi::S32> dev
   return future;
 }
 
+// Hands its first operand on, as the same memory; whatever else it takes or gives only orders the program.
+ffi::Error pass(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
+
 }  // namespace
 }  // namespace jaxdp
 
@@ -75,6 +78,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_allreduce, jaxdp::allreduce,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::Buffer<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_pass, jaxdp::pass, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
 extern "C" {
 
