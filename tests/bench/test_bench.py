@@ -76,7 +76,7 @@ def test_a_mistake_is_one_message(jobs, ranks, words, message):
 def test_an_unknown_benchmark_is_one_message(jobs):
     ended = jobs.run(0, "-m", "jaxdp.bench", "speed")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == ("jaxdp: error: there is no benchmark 'speed': known are allreduce, schedule, scaling\n")
+    assert ended.err == ("jaxdp: error: there is no benchmark 'speed': known are allreduce, step, schedule, scaling\n")
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -150,3 +150,24 @@ def test_a_picture_that_cannot_be_written_is_a_users_mistake(tmp_path):
         plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "no" / "x.png", title="")
     with pytest.raises(ValueError, match="cannot be written"):
         plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "x.nonsense", title="")
+
+
+@pytest.mark.parametrize(("engine", "devices"), [("native", 2), ("mpi4jax", 1), ("xla", 1)])
+def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
+    words = ["--model=cnn", "--image_size=8", "--batch=4", "--repeat=3", "--bucket=100K", f"--engine={engine}"]
+    if engine == "native":
+        words.append(f"--trace={tmp_path / 'trace.json'}")
+    ended = jobs.run(2, "-m", "jaxdp.bench", "step", *words, f"--json={tmp_path / 'rows.json'}", devices=devices)
+    assert ended.code == 0, ended.err
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (row["engine"], row["ranks"], row["batch"], len(row["seconds"])) == (engine, 2, 4, 3)
+    assert row["buckets"] > 1
+    assert row["step_s"] == np.median(row["seconds"]) > 0
+    assert row["transfer_s"] == pytest.approx(row["gradient_bytes"] * 8e-9 / row["goodput_gbit_s"])
+    first = row["forward_s"] + row["first_bucket_s"]
+    assert row["floor_s"] == pytest.approx(first + max(row["compute_s"] - first, row["transfer_s"]))
+    if engine == "native":
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        names = {event["name"] for event in events if event["pid"] == 1}
+        assert {"step", "bucket 0"} <= names
+        assert len(names) == 1 + devices * row["buckets"]

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdp.collectives.buckets import Buckets
+from jaxdp.collectives.buckets import Buckets, readiness
 
 TREE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -21,11 +21,36 @@ def test_a_tree_comes_back_as_it_went_in(bucket_bytes):
     jax.tree.map(np.testing.assert_array_equal, back, TREE)
 
 
-def test_the_last_leaves_come_first_and_no_bucket_is_larger_than_asked_but_for_one_leaf():
-    layout = Buckets.plan(TREE, bucket_bytes=48)
-    assert layout.members == ((3,), (2, 1, 0))
-    sizes = [bucket.size * 4 for bucket in layout.pack(TREE)]
-    assert sizes == [160, 48]
+def test_the_last_leaves_come_first_and_a_bucket_is_closed_once_it_is_full():
+    layout = Buckets.plan(TREE, bucket_bytes=24)
+    assert layout.members == ((3,), (2, 1), (0,))
+    assert layout.sizes == [bucket.nbytes for bucket in layout.pack(TREE)] == [160, 24, 24]
+
+
+def test_another_order():
+    layout = Buckets.plan(TREE, bucket_bytes=24, order=[1, 0, 3, 2])
+    assert layout.members == ((1, 0), (3,), (2,))
+
+
+def test_gradients_are_ready_from_the_last_layer_to_the_first():
+    """Whatever their names, whose order is that of the leaves."""
+    layers = {"b": 0, "c": 1, "a": 2}
+    params = {name: jnp.ones((3, 3)) for name in layers}
+
+    def loss_and_gradient(params, x):
+        def loss(params):
+            y = x
+            for name in layers:
+                y = jnp.tanh(y @ params[name])
+            return y.sum()
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return {"gradient": gradient, "loss": value, "zero": jnp.zeros(())}
+
+    names = ["a", "b", "c", "loss", "zero"]
+    order = [names[index] for index in readiness(loss_and_gradient, params, jnp.ones((2, 3)))]
+    assert [name for name in order if name in layers] == ["a", "c", "b"]
+    assert order.index("loss") < order.index("a")
 
 
 def test_a_bucket_has_one_dtype():
