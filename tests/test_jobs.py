@@ -44,7 +44,7 @@ def test_metrics_have_their_names(jobs):
 def test_a_person_sees_the_run(digits):
     for words in [
         "2 ranks",
-        "multicolor colors=2 arity=2; 1 bucket, by mpi4jax",
+        "multicolor colors=2 arity=2; 1 bucket, by native",
         "1,437 + 360 images",
         "64 = 32 a rank",
         "674 = 30 epochs",

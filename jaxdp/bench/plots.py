@@ -14,6 +14,8 @@ from jaxdp.collectives.schedule import Schedule
 
 if TYPE_CHECKING:
     from jaxdp.bench.allreduce import Row
+    from jaxdp.bench.step import Row as StepRow
+    from jaxdp.bench.step import Span
 
 _MOST_LABELS = 40
 
@@ -115,6 +117,25 @@ def _depth_first(children: Mapping[int, Sequence[int]]) -> list[int]:
         found.append(rank)
         open_ += children.get(rank, [])
     return found[::-1]
+
+
+def step(row: StepRow, spans: Sequence[Span], path: pathlib.Path) -> None:
+    """A step and its buckets over time, with the moments that its floor is made of."""
+
+    def draw(axes: Any) -> None:
+        for line, span in enumerate(spans):
+            duration = (span.end_s - span.start_s) * 1e3
+            axes.barh(line, duration, left=span.start_s * 1e3, color="0.7" if line == 0 else f"C{(line - 1) % 10}")
+        for name, seconds in [("forward", row.forward_s), ("compute", row.compute_s), ("floor", row.floor_s)]:
+            axes.axvline(seconds * 1e3, color="black", linewidth=0.8, linestyle=":")
+            axes.text(seconds * 1e3, -0.8, name, ha="center", fontsize="small")
+        axes.set(yticks=range(len(spans)), yticklabels=[span.name for span in spans], xlabel="ms")
+        axes.set_title(
+            f"{row.model}, {row.batch} images a rank, {row.ranks} ranks: buckets ready, until they have crossed"
+        )
+        axes.invert_yaxis()
+
+    _figure(draw, path, size=(9, 1.5 + 0.35 * len(spans)))
 
 
 def _figure(draw: Callable[[Any], None], path: pathlib.Path, *, size: tuple[float, float], **subplots: Any) -> None:

@@ -15,7 +15,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -91,12 +91,23 @@ def main(words: Sequence[str], world: World) -> None:
         return
     world.require_equal("command line", list(words))
     compat.prepare_process(threads=world.threads)
-    row = _measure(arguments, world)
+    row, spans = _measure(arguments, world)
     if world.is_root:
         print(_text(row), flush=True)
     with world.together():
-        if world.is_root and arguments.json:
-            parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row)]})
+        if world.is_root:
+            _write(arguments, row, spans)
+
+
+def _write(arguments: argparse.Namespace, row: Row, spans: list[list[Span]]) -> None:
+    if arguments.json:
+        parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row)]})
+    if arguments.trace:
+        _write_trace(arguments.trace, spans)
+    if arguments.plot:
+        from jaxdp.bench import plots
+
+        plots.step(row, spans[0], arguments.plot)
 
 
 def make_parser() -> parse.Parser:
@@ -113,19 +124,20 @@ def make_parser() -> parse.Parser:
     add("--bucket", type=parse.size, default=4_000_000, help="with which a bucket is closed; default 4M")
     add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default 10")
     add("--json", type=pathlib.Path, help="a file for the row")
+    add("--plot", type=pathlib.Path, help="a file for a picture of rank 0's last step; native only")
     add("--trace", type=pathlib.Path, help="a file for the last step in Chrome's trace format; native only")
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    parse.check_writable(arguments.json, arguments.trace)
-    if arguments.trace and arguments.engine != "native":
-        raise ValueError(f"--trace shows the buckets of the native engine, not those of {arguments.engine}")
+    parse.check_writable(arguments.json, arguments.trace, arguments.plot)
+    if (arguments.trace or arguments.plot) and arguments.engine != "native":
+        raise ValueError(f"--trace and --plot show the buckets of the native engine, not those of {arguments.engine}")
     if arguments.algorithm == MPI and arguments.engine == "native":
         raise ValueError("--algorithm mpi has no schedule for the native engine: see --engine")
 
 
-def _measure(arguments: argparse.Namespace, world: World) -> Row:
+def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[list[Span]]]:
     import jax
     import optax
 
@@ -217,15 +229,14 @@ def _measure(arguments: argparse.Namespace, world: World) -> Row:
                     timed["first"].append(min(ready) - start)
         if repetition >= 0:
             goodputs.append(_goodput(world))
-    if arguments.trace:
-        _write_trace(arguments.trace, marks, world)
+    spans = _spans(marks, engine.num_devices, world) if arguments.trace or arguments.plot else []
     seconds = {name: np.max(world.allgather(of_rank), axis=0) for name, of_rank in timed.items()}
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     goodput = float(np.median(goodputs)) if world.size > 1 else 0.0
     num_bytes = sum(layout.sizes) * (WIRES[arguments.wire] // 2) // 2
     transfer = 2 * (world.size - 1) / world.size * num_bytes * 8e-9 / goodput if world.size > 1 else 0.0
     until_first = max(median["forward"], median["first"])
-    return Row(
+    row = Row(
         engine=arguments.engine,
         model=arguments.model,
         ranks=world.size,
@@ -243,6 +254,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> Row:
         p95_step_s=float(np.percentile(seconds["step"], 95)),
         seconds=seconds["step"].tolist(),
     )
+    return row, spans
 
 
 def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:
@@ -305,32 +317,44 @@ def _goodput(world: World) -> float:
     return min((speed for speed in speeds if speed is not None), default=0.0)
 
 
-def _write_trace(path: pathlib.Path, marks: tuple[float, float], world: World) -> None:
-    """The last step of every rank: a process a rank, a line a bucket."""
+class Span(NamedTuple):
+    """What took place from one moment to another, in seconds from the start of the step."""
+
+    name: str
+    start_s: float
+    end_s: float
+
+
+def _spans(marks: tuple[float, float], num_devices: int, world: World) -> list[list[Span]]:
+    """Of every rank: the last step, and its buckets from when they were ready until they had crossed."""
     from jaxdp.collectives import run_native
 
     start, end = marks
-    mine = [("step", start, end)]
-    if world.size > 1:
-        events = [event for event in run_native.engine_of(world).events() if event.start_s >= start]
-        first = min((event.plan for event in events), default=0)
-        mine += [(f"bucket {event.plan - first}", event.start_s, event.end_s) for event in events]
-    everyone = world.allgather([(name, begin - start, stop - start) for name, begin, stop in mine])
-    with world.together():
-        if world.is_root:
-            events_of_all = [
-                {
-                    "name": name,
-                    "ph": "X",
-                    "pid": rank,
-                    "tid": 0 if name == "step" else 1 + int(name.split()[1]),
-                    "ts": begin * 1e6,
-                    "dur": (stop - begin) * 1e6,
-                }
-                for rank, of_rank in enumerate(everyone)
-                for name, begin, stop in of_rank
-            ]
-            parse.write_json(path, {"traceEvents": events_of_all, "displayTimeUnit": "ms"})
+    mine = [Span("step", 0.0, end - start)]
+    events = [event for event in run_native.engine_of(world).events() if event.start_s >= start]
+    first = min((event.plan for event in events), default=0)
+    for event in sorted(events):
+        bucket, device = divmod(event.plan - first, num_devices)
+        name = f"bucket {bucket}" + f", device {device}" * (num_devices > 1)
+        mine.append(Span(name, event.start_s - start, event.end_s - start))
+    return world.allgather(mine)
+
+
+def _write_trace(path: pathlib.Path, spans: list[list[Span]]) -> None:
+    """In Chrome's trace format: a process a rank, a line a bucket."""
+    events = [
+        {
+            "name": span.name,
+            "ph": "X",
+            "pid": rank,
+            "tid": line,
+            "ts": span.start_s * 1e6,
+            "dur": (span.end_s - span.start_s) * 1e6,
+        }
+        for rank, of_rank in enumerate(spans)
+        for line, span in enumerate(of_rank)
+    ]
+    parse.write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
 
 
 def _text(row: Row) -> str:

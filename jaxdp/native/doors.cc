@@ -72,12 +72,9 @@ ffi::Error pass(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Suc
 }  // namespace jaxdp
 
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_allreduce, jaxdp::allreduce,
-                              ffi::Ffi::Bind()
-                                  .Attr<int64_t>("plan")
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::Buffer<ffi::S32>>()
-                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    jaxdp_xla_allreduce, jaxdp::allreduce,
+    ffi::Ffi::Bind().Attr<int64_t>("plan").Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_pass, jaxdp::pass, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
@@ -94,8 +91,8 @@ void jaxdp_close(jaxdp::Engine* engine) {
   delete engine;
 }
 
-// transfers: [num_transfers, 5] of chunk, round, peer, sends, reduces, sorted by chunk and round; pieces: [num_pieces, 3]
-// of chunk, start, count. Returns the plan's number, or -1 if MPI has not as many tags.
+// transfers: [num_transfers, 5] of chunk, round, peer, sends, reduces, sorted by chunk and round; pieces: [num_pieces,
+// 3] of chunk, start, count. Returns the plan's number, or -1 if MPI has not as many tags.
 int64_t jaxdp_add_plan(jaxdp::Engine* engine, const char* name, const char* wire, int64_t count, int64_t num_chunks,
                        const int64_t* transfers, int64_t num_transfers, const int64_t* pieces, int64_t num_pieces,
                        int lanes) {
@@ -105,7 +102,8 @@ int64_t jaxdp_add_plan(jaxdp::Engine* engine, const char* name, const char* wire
   plan.count = count;
   plan.lanes = lanes;
   plan.chunks.resize(num_chunks);
-  for (const int64_t *row = transfers, *before = nullptr; row != transfers + 5 * num_transfers; before = row, row += 5) {
+  for (const int64_t *row = transfers, *before = nullptr; row != transfers + 5 * num_transfers;
+       before = row, row += 5) {
     auto& rounds = plan.chunks[row[0]];
     if (before == nullptr || before[0] != row[0] || before[1] != row[1]) rounds.emplace_back();
     rounds.back().push_back({static_cast<int>(row[2]), row[3] != 0, row[4] != 0});

@@ -106,19 +106,21 @@ int64_t Engine::add_plan(Plan plan) {
 }
 
 void Engine::start(int64_t plan, const void* in, void* out, int device, Done done, void* context) {
-  Run run{plan, static_cast<const char*>(in), static_cast<char*>(out), device, done, context, now_ns(), {}};
-  std::lock_guard lock(mutex_);
-  while (deliveries_.size() <= static_cast<size_t>(device)) {
-    deliveries_.push_back(std::make_unique<Delivery>());
-    deliveries_.back()->thread = std::thread([this, delivery = deliveries_.back().get()] { deliver(*delivery); });
+  std::string refusal;
+  {
+    std::lock_guard lock(mutex_);
+    refusal = stopping_ ? "the allreduce engine has stopped" : error_;
+    if (refusal.empty()) {
+      while (deliveries_.size() <= static_cast<size_t>(device)) {
+        deliveries_.push_back(std::make_unique<Delivery>());
+        deliveries_.back()->thread = std::thread([this, delivery = deliveries_.back().get()] { deliver(*delivery); });
+      }
+      starting_.push_back(
+          {plan, static_cast<const char*>(in), static_cast<char*>(out), device, done, context, now_ns(), {}});
+      wake_.notify_one();
+    }
   }
-  if (stopping_ || !error_.empty()) {
-    run.error = stopping_ ? "the allreduce engine has stopped" : error_;
-    hand_over(std::move(run));
-  } else {
-    starting_.push_back(std::move(run));
-    wake_.notify_one();
-  }
+  if (!refusal.empty()) done(context, refusal.c_str());
 }
 
 void Engine::stop() {
@@ -243,7 +245,8 @@ void Engine::begin_round(Lane& lane) {
   char* out = bucket.runs.front().out + lane.piece->start * arithmetic.payload_bytes;
 
   const auto num_sends = std::count_if(round.begin(), round.end(), [](const Transfer& t) { return t.sends; });
-  const bool hands_out = std::any_of(round.begin(), round.end(), [](const Transfer& t) { return t.sends && !t.reduces; });
+  const bool hands_out =
+      std::any_of(round.begin(), round.end(), [](const Transfer& t) { return t.sends && !t.reduces; });
   lane.wire = nullptr;
   if (num_sends > 0 && arithmetic.narrow()) {
     lane.wire = take_block(bucket.block_bytes);
@@ -306,8 +309,8 @@ bool Engine::complete_some() {
   int num_completed = 0;
   completed_.resize(requests_.size());
   statuses_.resize(requests_.size());
-  const int code = MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &num_completed,
-                                completed_.data(), statuses_.data());
+  const int code = MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &num_completed, completed_.data(),
+                                statuses_.data());
   if (num_completed == MPI_UNDEFINED || (num_completed == 0 && code == MPI_SUCCESS)) return false;
   rested_.clear();
   for (int i = 0; i < num_completed; ++i) {

@@ -19,8 +19,8 @@ namespace jaxdp {
 // One move of a round as its sender or its receiver sees it.
 struct Transfer {
   int peer;
-  bool sends;     // else it receives
-  bool reduces;   // the receiver adds; else it overwrites
+  bool sends;    // else it receives
+  bool reduces;  // the receiver adds; else it overwrites
 };
 
 // A part of the payload that goes its way independently of all others.
@@ -29,8 +29,8 @@ struct Piece {
   int64_t start, count;  // in values
 };
 
-// What this rank does to sum one payload. Ranks that have the same pieces in the same order, and plans added in the same
-// order, understand one another.
+// What this rank does to sum one payload. Ranks that have the same pieces in the same order, and plans added in the
+// same order, understand one another.
 struct Plan {
   using Round = std::vector<Transfer>;  // in the order in which additions apply
 
@@ -53,9 +53,9 @@ struct Event {
 
 // Runs plans over a communicator that is its own. Every function may be called from any thread.
 //
-// A run of a plan moves a few of its pieces at a time, in lanes. They start in order on all ranks, so that the first one that
-// is not finished everywhere is always under way everywhere: whatever the order in which ranks start their plans, none
-// waits for ever. Two runs of one plan follow one another, in the order of their start.
+// A run of a plan moves a few of its pieces at a time, in lanes. They start in order on all ranks, so that the first
+// one that is not finished everywhere is always under way everywhere: whatever the order in which ranks start their
+// plans, none waits for ever. Two runs of one plan follow one another, in the order of their start.
 class Engine {
  public:
   // The communicator, which must stay alive, is set to return errors.
@@ -67,8 +67,8 @@ class Engine {
   // Its number, or -1 if MPI has not as many tags.
   int64_t add_plan(Plan plan);
 
-  // Sums `in`, which stays as it is, over all ranks into `out`; both stay alive until `done`, which is called on the thread
-  // of this local device.
+  // Sums `in`, which stays as it is unless it is `out`, over all ranks into `out`; both stay alive until `done`, which
+  // is called on the thread of this local device, or at once if the engine has failed or stopped.
   void start(int64_t plan, const void* in, void* out, int device, Done done, void* context);
 
   // Ends all threads; what is under way ends with an error. MPI must still be open.

@@ -156,7 +156,7 @@ def test_a_picture_that_cannot_be_written_is_a_users_mistake(tmp_path):
 def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
     words = ["--model=cnn", "--image_size=8", "--batch=4", "--repeat=3", "--bucket=100K", f"--engine={engine}"]
     if engine == "native":
-        words.append(f"--trace={tmp_path / 'trace.json'}")
+        words += [f"--trace={tmp_path / 'trace.json'}", f"--plot={tmp_path / 'step.png'}"]
     ended = jobs.run(2, "-m", "jaxdp.bench", "step", *words, f"--json={tmp_path / 'rows.json'}", devices=devices)
     assert ended.code == 0, ended.err
     (row,) = json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -169,5 +169,6 @@ def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
     if engine == "native":
         events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
         names = {event["name"] for event in events if event["pid"] == 1}
-        assert {"step", "bucket 0"} <= names
+        assert {"step", "bucket 0, device 0", "bucket 1, device 1"} <= names
         assert len(names) == 1 + devices * row["buckets"]
+        assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")

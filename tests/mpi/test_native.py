@@ -1,6 +1,7 @@
 """The native engine against the oracle, bit for bit."""
 
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +130,39 @@ def test_inside_shard_map_each_device_crosses_on_its_own(world, engine):
         for index in range(len(devices))
     ]
     np.testing.assert_array_equal(np.asarray(summed(values[world.rank])), np.concatenate(expected))
+
+
+def test_a_message_that_fails_is_named_and_ends_the_engine(world):
+    alone = run_native.Engine(world.native_comm.Dup())
+    schedule = Schedule.from_rounds(world.size, 1, [[Move(1, 0, 0, True)]] if world.size > 1 else [])
+    payload = np.ones(10 if world.rank == 0 else 20, np.float32)
+    plan = alone.plan(schedule, payload.size, np.float32, segment_bytes=1024, name="bucket 3")
+    if world.rank == 0 and world.size > 1:
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"rank 0 could not exchange bucket 3 with rank 1: .*[Tt]runc"):
+                alone.allreduce(payload, plan)
+    else:
+        np.testing.assert_array_equal(alone.allreduce(payload, plan), payload)
+    alone.stop()
+
+
+def test_an_engine_that_has_stopped_says_so(world):
+    alone = run_native.Engine(world.native_comm.Dup())
+    plan = alone.plan_without_messages(10, np.float32)
+    payload = np.ones(10, np.float32)
+    np.testing.assert_array_equal(alone.allreduce(payload, plan), payload)
+    alone.stop()
+    with pytest.raises(RuntimeError, match="the allreduce engine has stopped"):
+        alone.allreduce(payload, plan)
+
+
+def test_events_tell_when_each_sum_took_place(world, engine):
+    plan = engine.plan(multicolor(world.size, colors=1, arity=2), 1000, np.float32, segment_bytes=512)
+    before = time.perf_counter()
+    for _ in range(3):
+        engine.allreduce(np.ones(1000, np.float32), plan)
+    after = time.perf_counter()
+    mine = [event for event in engine.events() if event.plan == plan.number]
+    assert len(mine) == 3
+    times = [moment for event in mine for moment in (event.start_s, event.end_s)]
+    assert [before, *times, after] == sorted([before, *times, after])
