@@ -11,7 +11,7 @@ from jaxdp.collectives.choice import MPI, Choice
 from jaxdp.collectives.measure import measure_network
 from jaxdp.config import Config
 
-LAYOUT = Buckets.plan([np.zeros(1000, np.float32), np.zeros(10, np.float32)], bucket_bytes=4000)
+LAYOUT = Buckets.plan([np.zeros(1000, np.float32), np.zeros(10, np.float32)], bucket_bytes=40)
 DIGITS = Config.from_dict(get_config().to_dict()).allreduce
 CONFIG = dataclasses.replace(DIGITS, engine="mpi4jax", algorithm="auto")
 
