@@ -128,7 +128,7 @@ def step(row: StepRow, spans: Sequence[Span], path: pathlib.Path) -> None:
             axes.barh(line, duration, left=span.start_s * 1e3, color="0.7" if line == 0 else f"C{(line - 1) % 10}")
         for name, seconds in [("forward", row.forward_s), ("compute", row.compute_s), ("floor", row.floor_s)]:
             axes.axvline(seconds * 1e3, color="black", linewidth=0.8, linestyle=":")
-            axes.text(seconds * 1e3, -0.8, name, ha="center", fontsize="small")
+            axes.text(seconds * 1e3, len(spans) - 0.4, name, ha="right", va="bottom", rotation=90, fontsize="small")
         axes.set(yticks=range(len(spans)), yticklabels=[span.name for span in spans], xlabel="ms")
         axes.set_title(
             f"{row.model}, {row.batch} images a rank, {row.ranks} ranks: buckets ready, until they have crossed"
