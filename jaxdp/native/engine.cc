@@ -161,7 +161,6 @@ const Arithmetic& Engine::arithmetic(int64_t plan) const {
 void Engine::progress() {
   pthread_setname_np(pthread_self(), "jaxdp-progress");
   prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);  // sleeps of microseconds last no longer than that
-  std::vector<Run> taken;
   int64_t last_progress = now_ns();
   while (true) {
     {
@@ -173,15 +172,9 @@ void Engine::progress() {
         wake_.wait_for(lock, std::chrono::nanoseconds(rest), called);
       }
       if (stopping_) break;
-      taken.swap(starting_);
+      if (!starting_.empty()) last_progress = now_ns();
+      take_up();
     }
-    if (!taken.empty()) last_progress = now_ns();
-    for (Run& run : taken) {
-      Bucket& bucket = *buckets_[run.plan];
-      bucket.runs.push_back(std::move(run));
-      if (bucket.runs.size() == 1) active_.push_back(&bucket);
-    }
-    taken.clear();
 
     bool moved = complete_some();
     for (size_t i = 0; i < active_.size();) {
@@ -202,6 +195,16 @@ void Engine::progress() {
     }
   }
   fail("the allreduce engine has stopped");
+}
+
+// Takes up what was started; under the mutex, as plans may be added meanwhile.
+void Engine::take_up() {
+  for (Run& run : starting_) {
+    Bucket& bucket = *buckets_[run.plan];
+    bucket.runs.push_back(std::move(run));
+    if (bucket.runs.size() == 1) active_.push_back(&bucket);
+  }
+  starting_.clear();
 }
 
 // Starts pieces as long as there are lanes for them.
@@ -305,6 +308,10 @@ void Engine::finish_round(Lane& lane) {
 
 // Goes on with the pieces whose messages are through.
 bool Engine::complete_some() {
+  if (!failure_.empty()) {
+    fail(failure_);
+    return false;
+  }
   if (requests_.empty()) return false;
   int num_completed = 0;
   completed_.resize(requests_.size());
@@ -319,10 +326,7 @@ bool Engine::complete_some() {
     if (outcome != MPI_SUCCESS) note_failure(*lane, peer, outcome);
     if (--lane->pending == 0) rested_.push_back(lane);
   }
-  if (!failure_.empty()) {
-    fail(failure_);
-    return true;
-  }
+  if (!failure_.empty()) return true;
   size_t kept = 0;
   for (size_t i = 0; i < requests_.size(); ++i) {
     if (requests_[i] == MPI_REQUEST_NULL) continue;
@@ -369,10 +373,9 @@ void Engine::fail(const std::string& error) {
   {
     std::lock_guard lock(mutex_);
     error_ = error;
-    for (Run& run : starting_) buckets_[run.plan]->runs.push_back(std::move(run));
-    starting_.clear();
+    take_up();
   }
-  for (const auto& bucket : buckets_) {
+  for (Bucket* bucket : active_) {
     while (!bucket->runs.empty()) finish(*bucket, error.c_str());
   }
   active_.clear();

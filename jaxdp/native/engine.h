@@ -87,6 +87,7 @@ class Engine {
   struct Delivery;
 
   void progress();
+  void take_up();
   bool admit(Bucket& bucket);
   void begin_round(Lane& lane);
   void finish_round(Lane& lane);
