@@ -1,5 +1,7 @@
 """Training steps over all ranks against the same steps on one device of one rank."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -49,12 +51,28 @@ def native(world, layout, choice, devices):
 
 
 def train(
-    model, *, device_comm, data_comm, devices, batch_size, steps, dtype, optimizer="sgd", choice=TREES, over=None
+    model,
+    *,
+    device_comm,
+    data_comm,
+    devices,
+    batch_size,
+    steps,
+    dtype,
+    optimizer="sgd",
+    choice=TREES,
+    over=None,
+    staged=False,
 ):
-    """The losses, and the fingerprint of the state after every step; by the native engine over this world, if any."""
+    """The losses, and the fingerprint of the state after every step; by the native engine over this world, if any.
+
+    Staged: as with an accelerator, buckets pass through the host, each in a program of its own.
+    """
     network, params, stats = Network.create(model, MODELS[model], image_shape=(8, 8, 1), num_classes=10, seed=0)
     params, stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, stats))
     engine = LocalEngine.create("native" if over else "mpi4jax", device_comm.size, jax.devices()[:devices])
+    if staged:
+        engine = dataclasses.replace(engine, fused=False)
     rule = OptimizerConfig(optimizer, 0.9, False, 1e-3, 0.02)
     chain = make_optimizer(rule, optax.constant_schedule(0.05), params)
     deal = Deal(batch_size, data_comm.size, devices)
@@ -63,7 +81,9 @@ def train(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), reduced_shapes(state))
     layout = Buckets.plan(shapes, bucket_bytes=10_000)
     blocking = BlockingAllreduce([choice] * len(layout.members), device_comm)
-    step = engine.train_step(task, chain, layout, native(over, layout, choice, devices) if over else blocking)
+    step = engine.train_step(
+        task, chain, layout, native(over, layout, choice, 1 if staged else devices) if over else blocking
+    )
     losses, prints = [], []
     for batch in feed.batches(
         share(data_comm.rank, data_comm.size),
@@ -80,16 +100,22 @@ def train(
 
 
 @pytest.mark.parametrize(
-    ("engine", "devices", "batch_size", "optimizer"),
-    [("native", 1, 13, "sgd"), ("native", 2, 5, "lars"), ("mpi4jax", 2, 5, "sgd")],
+    ("engine", "devices", "batch_size", "optimizer", "staged"),
+    [
+        ("native", 1, 13, "sgd", False),
+        ("native", 2, 5, "lars", False),
+        ("native", 2, 5, "sgd", True),
+        ("mpi4jax", 2, 5, "sgd", True),
+    ],
 )
-def test_the_number_of_ranks_changes_nothing_but_rounding(world, engine, devices, batch_size, optimizer):
+def test_the_number_of_ranks_changes_nothing_but_rounding(world, engine, devices, batch_size, optimizer, staged):
     """In float64, where 25 steps leave no room for anything else."""
     common = {"batch_size": batch_size, "steps": 25, "dtype": np.float64, "optimizer": optimizer}
     comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
     with jax.enable_x64(True):
         alone, _ = train("cnn", device_comm=MPI.COMM_SELF, data_comm=MPI.COMM_SELF, devices=1, **common)
-        together, _ = train("cnn", **comms, devices=devices, over=world if engine == "native" else None, **common)
+        over = world if engine == "native" else None
+        together, _ = train("cnn", **comms, devices=devices, over=over, staged=staged, **common)
     np.testing.assert_allclose(together, alone, rtol=1e-11)
 
 
