@@ -67,15 +67,9 @@ class Row:
 
 def main(words: Sequence[str], world: World) -> None:
     """Measures, and has rank 0 print and write the rows."""
-    with world.together():
-        arguments = make_parser().parse_args(words) if not {"-h", "--help"} & set(words) else None
-        if arguments is not None:
-            _check(arguments, world)
+    arguments = parse.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
     if arguments is None:
-        if world.is_root:
-            make_parser().print_help()
         return
-    world.require_equal("command line", list(words))
     compat.prepare_process(threads=world.threads)
     network = measure_network(world)
     if "xla" in arguments.engine:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
+
+from jaxdp.world import World
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -15,6 +18,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"the command line cannot be understood: {message}: see --help")
+
+
+def on_all_ranks(
+    parser: Parser, words: Sequence[str], check: Callable[[argparse.Namespace], None], world: World
+) -> argparse.Namespace | None:
+    """The command line, the same and without a mistake on all ranks; None if it asked for help and had it.
+
+    Args:
+      parser: of its flags.
+      words: of the command line.
+      check: raises ValueError for what the parser cannot know.
+      world: all ranks.
+    """
+    if {"-h", "--help"} & set(words):
+        if world.is_root:
+            parser.print_help()
+        return None
+    with world.together():
+        arguments = parser.parse_args(words)
+        check(arguments)
+    world.require_equal("command line", list(words))
+    return arguments
 
 
 def size(text: str) -> int:

@@ -81,15 +81,9 @@ class Row:
 
 def main(words: Sequence[str], world: World) -> None:
     """Measures, and has rank 0 print and write the row."""
-    with world.together():
-        arguments = make_parser().parse_args(words) if not {"-h", "--help"} & set(words) else None
-        if arguments is not None:
-            _check(arguments)
+    arguments = parse.on_all_ranks(make_parser(), words, _check, world)
     if arguments is None:
-        if world.is_root:
-            make_parser().print_help()
         return
-    world.require_equal("command line", list(words))
     compat.prepare_process(threads=world.threads)
     row, spans = _measure(arguments, world)
     if world.is_root:
