@@ -152,7 +152,7 @@ def test_a_picture_that_cannot_be_written_is_a_users_mistake(tmp_path):
         plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "x.nonsense", title="")
 
 
-@pytest.mark.parametrize(("engine", "devices"), [("native", 2), ("mpi4jax", 1), ("xla", 1)])
+@pytest.mark.parametrize(("engine", "devices"), [("native", 2), ("xla", 1)])
 def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
     words = ["--model=cnn", "--image_size=8", "--batch=4", "--repeat=3", "--bucket=100K", f"--engine={engine}"]
     if engine == "native":

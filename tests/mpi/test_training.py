@@ -1,6 +1,7 @@
 """Training steps over all ranks against the same steps on one device of one rank."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -99,6 +100,11 @@ def train(
     return np.array(losses), prints
 
 
+@functools.cache
+def alone(**common):
+    return train("cnn", device_comm=MPI.COMM_SELF, data_comm=MPI.COMM_SELF, devices=1, **common)[0]
+
+
 @pytest.mark.parametrize(
     ("engine", "devices", "batch_size", "optimizer", "staged"),
     [
@@ -113,10 +119,9 @@ def test_the_number_of_ranks_changes_nothing_but_rounding(world, engine, devices
     common = {"batch_size": batch_size, "steps": 25, "dtype": np.float64, "optimizer": optimizer}
     comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
     with jax.enable_x64(True):
-        alone, _ = train("cnn", device_comm=MPI.COMM_SELF, data_comm=MPI.COMM_SELF, devices=1, **common)
         over = world if engine == "native" else None
         together, _ = train("cnn", **comms, devices=devices, over=over, staged=staged, **common)
-    np.testing.assert_allclose(together, alone, rtol=1e-11)
+        np.testing.assert_allclose(together, alone(**common), rtol=1e-11)
 
 
 @pytest.mark.parametrize(
