@@ -29,7 +29,7 @@ import optax
 from jaxdp import compat
 from jaxdp import world as world_module
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.allreduce import BlockingAllreduce, NativeAllreduce, make_allreduce
+from jaxdp.collectives.allreduce import BucketSum, make_allreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.config import AllreduceConfig
@@ -171,7 +171,7 @@ def _plan(
     for index, shape in enumerate(shapes):
         narrow = shape.dtype.name if shape.dtype.name in WIRES and shape.dtype.itemsize == 2 else config.wire
         groups.setdefault(narrow, []).append(index)
-    layouts: list[tuple[list[int], Buckets, BlockingAllreduce | NativeAllreduce]] = []
+    layouts: list[tuple[list[int], Buckets, BucketSum]] = []
     for wire, members in groups.items():
         layout = Buckets.plan([_summed(shapes[index]) for index in members], bucket_bytes=config.bucket_bytes)
         over_ranks = make_allreduce(dataclasses.replace(config, wire=wire), world, layout)

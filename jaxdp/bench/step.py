@@ -227,7 +227,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
     seconds = {name: np.max(world.allgather(of_rank), axis=0) for name, of_rank in timed.items()}
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     goodput = float(np.median(goodputs)) if world.size > 1 else 0.0
-    num_bytes = sum(layout.sizes) * (WIRES[arguments.wire] // 2) // 2
+    num_bytes = sum(layout.sizes) * WIRES[arguments.wire] // WIRES["float32"]
     transfer = 2 * (world.size - 1) / world.size * num_bytes * 8e-9 / goodput if world.size > 1 else 0.0
     until_first = max(median["forward"], median["first"])
     row = Row(

@@ -149,9 +149,8 @@ def make_allreduce(
     elif config.algorithm == AUTO:
         choices, chosen, description = _measured(config, world, layout, chosen)
     else:
-        choices, chosen, description = [_configured(config, world)] * len(layout.members), None, ""
-        count = len(layout.members)
-        description = f"{choices[0]}; {count} bucket{'s' * (count > 1)}, by {config.engine}"
+        choice, count, chosen = _configured(config, world), len(layout.members), None
+        choices, description = [choice] * count, f"{choice}; {count} bucket{'s' * (count > 1)}, by {config.engine}"
     if config.engine == "mpi4jax":
         return BlockingAllreduce(choices, world.device_comm, chosen, description)
     if world.size == 1:

@@ -17,7 +17,6 @@ _SIGNATURES = {
     "jaxdp_open": (ctypes.c_void_p, [ctypes.c_int]),
     "jaxdp_serve_programs": (None, [ctypes.c_void_p]),
     "jaxdp_stop": (None, [ctypes.c_void_p]),
-    "jaxdp_close": (None, [ctypes.c_void_p]),
     "jaxdp_add_plan": (
         ctypes.c_int64,
         [

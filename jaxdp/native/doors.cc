@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <condition_variable>
 #include <mutex>
-#include <optional>
 #include <string>
 
 #include "engine.h"
@@ -85,11 +84,6 @@ jaxdp::Engine* jaxdp_open(int fortran_comm) { return new jaxdp::Engine(MPI_Comm_
 void jaxdp_serve_programs(jaxdp::Engine* engine) { jaxdp::engine_of_programs = engine; }
 
 void jaxdp_stop(jaxdp::Engine* engine) { engine->stop(); }
-
-void jaxdp_close(jaxdp::Engine* engine) {
-  if (jaxdp::engine_of_programs == engine) jaxdp::engine_of_programs = nullptr;
-  delete engine;
-}
 
 // transfers: [num_transfers, 5] of chunk, round, peer, sends, reduces, sorted by chunk and round; pieces: [num_pieces,
 // 3] of chunk, start, count. Returns the plan's number, or -1 if MPI has not as many tags.

@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -150,11 +149,6 @@ int64_t Engine::events(Event* out, int64_t most) const {
 int64_t Engine::num_values(int64_t plan) const {
   std::lock_guard lock(mutex_);
   return buckets_[plan]->plan.count;
-}
-
-const Arithmetic& Engine::arithmetic(int64_t plan) const {
-  std::lock_guard lock(mutex_);
-  return *buckets_[plan]->plan.arithmetic;
 }
 
 // The progress thread: takes up new runs, moves what can move, and sleeps when nothing is under way.

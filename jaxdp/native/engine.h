@@ -78,7 +78,6 @@ class Engine {
   int64_t events(Event* out, int64_t most) const;
 
   int64_t num_values(int64_t plan) const;
-  const Arithmetic& arithmetic(int64_t plan) const;
 
  private:
   struct Run;

@@ -37,6 +37,16 @@ def schedules(size):
             yield algorithm.schedule(size, **options)
 
 
+def random_schedule(size, seed):
+    """Random moves: many into one rank, circles, the same move twice, values that change in the round they are sent."""
+    rng = np.random.default_rng(seed)
+    rounds = []
+    for _ in range(3 if size > 1 else 0):
+        pairs = [rng.choice(size, 2, replace=False) for _ in range(rng.integers(12))]
+        rounds.append([Move(int(a), int(b), int(rng.integers(2)), bool(rng.integers(2))) for a, b in pairs])
+    return Schedule.from_rounds(size, 2, rounds)
+
+
 @pytest.mark.parametrize("num_segments", [1, 3])
 @pytest.mark.parametrize("num_elements", [1, 7, 10_003])
 def test_every_algorithm_gives_the_bits_of_the_oracle(world, num_elements, num_segments):
@@ -75,13 +85,7 @@ def test_float64(world):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_any_schedule_runs_as_in_the_oracle_without_deadlock(world, seed):
-    """Random moves: many into one rank, circles, the same move twice, values that change in the round they are sent."""
-    rng = np.random.default_rng(seed)
-    rounds = []
-    for _ in range(3 if world.size > 1 else 0):
-        pairs = [rng.choice(world.size, 2, replace=False) for _ in range(rng.integers(12))]
-        rounds.append([Move(int(a), int(b), int(rng.integers(2)), bool(rng.integers(2))) for a, b in pairs])
-    schedule = Schedule.from_rounds(world.size, 2, rounds)
+    schedule = random_schedule(world.size, seed)
     values = payloads(world.size, 33, np.float32)
     expected = run_numpy.allreduce(schedule, values)[world.rank]
     np.testing.assert_array_equal(run(world, schedule, values), expected)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxdp.collectives import run_native, run_numpy
 from jaxdp.collectives.algorithms import multicolor
 from jaxdp.collectives.schedule import Move, Schedule
-from tests.mpi.test_allreduce import payloads, schedules
+from tests.mpi.test_allreduce import payloads, random_schedule, schedules
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,7 @@ def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, eng
 
 @pytest.mark.parametrize("seed", range(10))
 def test_any_schedule_runs_as_in_the_oracle_without_deadlock(world, engine, seed):
-    rng = np.random.default_rng(seed)
-    rounds = []
-    for _ in range(3 if world.size > 1 else 0):
-        pairs = [rng.choice(world.size, 2, replace=False) for _ in range(rng.integers(12))]
-        rounds.append([Move(int(a), int(b), int(rng.integers(2)), bool(rng.integers(2))) for a, b in pairs])
-    schedule = Schedule.from_rounds(world.size, 2, rounds)
+    schedule = random_schedule(world.size, seed)
     values = payloads(world.size, 33, np.float32)
     for wire in (None, "bfloat16"):
         plan = engine.plan(schedule, 33, np.float32, segment_bytes=40, wire=wire)
