@@ -245,11 +245,6 @@ def _check(config: Config) -> None:
             "the MPI library's own allreduce sends what it sums: "
             f"config.allreduce.wire {config.allreduce.wire!r} needs another config.allreduce.algorithm than 'mpi'"
         )
-    if config.allreduce.engine == "native" and config.allreduce.algorithm == MPI:
-        raise ValueError(
-            "the native engine runs schedules, which the MPI library's own allreduce has not: "
-            "config.allreduce.algorithm 'mpi' needs config.allreduce.engine 'mpi4jax'"
-        )
     if config.allreduce.wire != "float32" and config.allreduce.engine == "xla":
         raise ValueError(
             f"JAX's own collectives send what they sum: config.allreduce.wire {config.allreduce.wire!r} needs "

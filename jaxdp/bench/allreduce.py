@@ -196,7 +196,8 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
         for engine in arguments.engine:
             (decision,) = auto.choose([size], arguments.wire, world, engine=engine)
             contenders.append(Contender(AUTO, engine, decision.choice))
-    return [*contenders, Contender(MPI, "mpi4jax", Choice(MPI)), Contender(MPI, "mpi4py", Choice(MPI))]
+    by_mpi = dict.fromkeys([*arguments.engine, "mpi4jax", "mpi4py"])
+    return [*contenders, *(Contender(MPI, engine, Choice(MPI)) for engine in by_mpi)]
 
 
 def _measure(contenders: list[Contender], size: int, network: Network, repeat: int, world: World) -> list[Row]:

@@ -110,14 +110,14 @@ def make_sum(
 
     Args:
       engine: "native" or "mpi4jax".
-      choice: of the algorithm; "mpi" only by mpi4jax.
+      choice: of the algorithm.
       num_elements: of the payload.
       dtype: float32 or float64.
       world: all ranks.
     """
     if engine == "mpi4jax":
         return lambda payload: _blocking_sum(payload, choice, world.device_comm)
-    plan = _plan(choice, num_elements, dtype, world, name="a payload")
+    plan = run_native.plan_of(choice, num_elements, dtype, world)
     return lambda payload: run_native.allreduce(payload, plan)
 
 
@@ -158,7 +158,7 @@ def make_allreduce(
     plans = []
     for index, (choice, bucket) in enumerate(zip(choices, layout.buckets, strict=True)):
         size, name = -(-bucket.size // parts), f"bucket {index}"
-        of_parts = [_plan(choice, size, bucket.dtype, world, name=name) for _ in range(parts)]
+        of_parts = [run_native.plan_of(choice, size, bucket.dtype, world, name=name) for _ in range(parts)]
         plans.append(of_parts[0])
     return NativeAllreduce(plans, axis, parts, chosen, description)
 
@@ -205,15 +205,4 @@ def _blocking_sum(payload: jax.Array, choice: Choice, comm: MPI.Intracomm) -> ja
         comm=comm,
         num_segments=choice.num_segments(comm.size, payload.nbytes),
         wire=None if (wire := choice.wire_of(payload.dtype)) is None else jnp.dtype(wire),
-    )
-
-
-def _plan(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, name: str) -> run_native.Plan:
-    return run_native.engine_of(world).plan(
-        choice.schedule(world.size),
-        num_elements,
-        dtype,
-        segment_bytes=choice.segment_bytes,
-        wire=choice.wire_of(dtype),
-        name=name,
     )

@@ -64,7 +64,7 @@ def choose(sizes: Sequence[int], wire: str, world: World, *, engine: str) -> lis
       sizes: bytes of each bucket.
       wire: see Choice.
       world: of 2 ranks or more.
-      engine: that is to run it: "native" or "mpi4jax"; MPI's own is a choice only by mpi4jax.
+      engine: that is to run it: "native" or "mpi4jax".
 
     Returns:
       A decision a bucket, the same on all ranks.
@@ -122,29 +122,23 @@ def _decide(size: int, wire: str, network: Network, world: World, engine: str, s
     payload = np.ones(max(1, int(part * narrower)), np.float32)
     runs: list[Callable[[], object]] = [_runner(choice, payload, world, engine) for _, choice in finalists]
     if wire == "float32":
-        runs.append(lambda: world.host_comm.Allreduce(payload, np.empty_like(payload)))
+        runs.append(_runner(Choice(MPI), payload, world, engine))
     timed = _trial(runs, world)
     scale = size / 4 / part
     fastest = int(np.argmin(timed[: len(finalists)]))
     predicted, ours = finalists[fastest]
     tried, mpi = timed[fastest] * scale, timed[-1] * scale if wire == "float32" else None
-    choice = Choice(MPI) if engine == "mpi4jax" and mpi is not None and mpi < tried else ours
+    choice = Choice(MPI) if mpi is not None and mpi < tried else ours
     return Decision(choice, size, ours, predicted, tried, mpi)
 
 
 def _runner(choice: Choice, payload: np.ndarray, world: World, engine: str) -> Callable[[], object]:
-    schedule = choice.schedule(world.size)
     if engine == "native":
-        native = run_native.engine_of(world)
-        plan = native.plan(
-            schedule,
-            payload.size,
-            payload.dtype,
-            segment_bytes=choice.segment_bytes,
-            wire=choice.wire_of(payload.dtype),
-        )
+        native, plan = run_native.engine_of(world), run_native.plan_of(choice, payload.size, payload.dtype, world)
         return lambda: native.allreduce(payload, plan)
-    segments = choice.num_segments(world.size, payload.nbytes)
+    if choice.algorithm == MPI:
+        return lambda: world.host_comm.Allreduce(payload, np.empty_like(payload))
+    schedule, segments = choice.schedule(world.size), choice.num_segments(world.size, payload.nbytes)
     return lambda: run_mpi4py.allreduce(payload, schedule=schedule, comm=world.host_comm, num_segments=segments)
 
 

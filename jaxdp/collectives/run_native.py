@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxdp import native
+from jaxdp.collectives.choice import MPI, Choice
 from jaxdp.collectives.program import Pieces
 from jaxdp.collectives.schedule import Schedule, chunk_bounds
 
 if TYPE_CHECKING:
     import jax
-    from mpi4py import MPI
+    from mpi4py.MPI import Intracomm
 
     from jaxdp.world import World
 
-_FEWEST_LANES = 8
+_FEWEST_LANES = 4
+# MPI counts in 32 bits.
+_LARGEST_COUNT = 2**30
 _TARGET, _PASS = "jaxdp_allreduce", "jaxdp_pass"
 _MESSAGE_ROOM = 4096
 
@@ -54,7 +57,7 @@ class Engine:
     two sums by one plan must follow one another in the program, as those of two training steps do.
     """
 
-    def __init__(self, comm: MPI.Intracomm):
+    def __init__(self, comm: Intracomm):
         """Starts the engine.
 
         Args:
@@ -114,6 +117,12 @@ class Engine:
         nothing, whole = np.empty((0, 5), np.int64), np.array([[0, 0, num_elements]], np.int64)
         return self._add("a payload", dtype.name, num_elements, dtype, nothing, whole, 1, 1)
 
+    def plan_by_mpi(self, num_elements: int, dtype: np.dtype, *, name: str = "a payload") -> Plan:
+        """A plan by which MPI's own allreduce sums payloads of this size; all ranks call it together."""
+        dtype = np.dtype(dtype)
+        nothing, pieces = np.empty((0, 5), np.int64), _pieces(num_elements, 1, -(-num_elements // _LARGEST_COUNT))
+        return self._add(name, dtype.name, num_elements, dtype, nothing, pieces, 1, _FEWEST_LANES, by_mpi=True)
+
     def _add(
         self,
         name: str,
@@ -124,6 +133,8 @@ class Engine:
         pieces: np.ndarray,
         num_chunks: int,
         lanes: int,
+        *,
+        by_mpi: bool = False,
     ) -> Plan:
         number = self._library.jaxdp_add_plan(
             self._engine,
@@ -136,6 +147,7 @@ class Engine:
             pieces,
             len(pieces),
             lanes,
+            by_mpi,
         )
         return Plan(number, num_elements, dtype)
 
@@ -180,6 +192,21 @@ def engine_of(world: World) -> Engine:
     engine = Engine(world.native_comm)
     engine.serve_programs()
     return engine
+
+
+def plan_of(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, name: str = "a payload") -> Plan:
+    """A plan of this rank's engine for payloads of this size; all ranks call it together."""
+    engine = engine_of(world)
+    if choice.algorithm == MPI:
+        return engine.plan_by_mpi(num_elements, dtype, name=name)
+    return engine.plan(
+        choice.schedule(world.size),
+        num_elements,
+        dtype,
+        segment_bytes=choice.segment_bytes,
+        wire=choice.wire_of(dtype),
+        name=name,
+    )
 
 
 def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in_place: bool = False) -> jax.Array:

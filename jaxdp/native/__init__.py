@@ -21,7 +21,7 @@ _SIGNATURES = {
         ctypes.c_int64,
         [
             *(ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64),
-            *(_TABLE, ctypes.c_int64, _TABLE, ctypes.c_int64, ctypes.c_int),
+            *(_TABLE, ctypes.c_int64, _TABLE, ctypes.c_int64, ctypes.c_int, ctypes.c_bool),
         ],
     ),
     "jaxdp_allreduce": (

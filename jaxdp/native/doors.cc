@@ -89,12 +89,13 @@ void jaxdp_stop(jaxdp::Engine* engine) { engine->stop(); }
 // 3] of chunk, start, count. Returns the plan's number, or -1 if MPI has not as many tags.
 int64_t jaxdp_add_plan(jaxdp::Engine* engine, const char* name, const char* wire, int64_t count, int64_t num_chunks,
                        const int64_t* transfers, int64_t num_transfers, const int64_t* pieces, int64_t num_pieces,
-                       int lanes) {
+                       int lanes, bool by_mpi) {
   jaxdp::Plan plan;
   plan.name = name;
   plan.arithmetic = jaxdp::find_arithmetic(wire);
   plan.count = count;
   plan.lanes = lanes;
+  plan.by_mpi = by_mpi;
   plan.chunks.resize(num_chunks);
   for (const int64_t *row = transfers, *before = nullptr; row != transfers + 5 * num_transfers;
        before = row, row += 5) {
@@ -102,6 +103,7 @@ int64_t jaxdp_add_plan(jaxdp::Engine* engine, const char* name, const char* wire
     if (before == nullptr || before[0] != row[0] || before[1] != row[1]) rounds.emplace_back();
     rounds.back().push_back({static_cast<int>(row[2]), row[3] != 0, row[4] != 0});
   }
+  if (by_mpi) plan.chunks[0].emplace_back();
   for (const int64_t* row = pieces; row != pieces + 3 * num_pieces; row += 3) {
     plan.pieces.push_back({static_cast<int>(row[0]), row[1], row[2]});
   }

@@ -12,6 +12,7 @@ namespace jaxdp {
 namespace {
 
 constexpr size_t kMostEvents = 1 << 14;
+constexpr int kAllRanks = -1;  // in place of a peer
 
 int64_t now_ns() {
   timespec time;
@@ -54,6 +55,7 @@ struct Engine::Lane {
 // A plan and its run.
 struct Engine::Bucket {
   Plan plan;
+  MPI_Comm comm;  // a plan by MPI has its own, as collectives on one must start in the same order on all ranks
   int first_tag;
   size_t block_bytes;
   std::vector<Run> runs;  // the first one is under way
@@ -88,6 +90,8 @@ Engine::~Engine() {
 }
 
 int64_t Engine::add_plan(Plan plan) {
+  MPI_Comm comm = comm_;
+  if (plan.by_mpi) MPI_Comm_dup(comm_, &comm);
   std::lock_guard lock(mutex_);
   const int num_pieces = static_cast<int>(plan.pieces.size());
   if (num_pieces > largest_tag_ - next_tag_) return -1;
@@ -95,6 +99,7 @@ int64_t Engine::add_plan(Plan plan) {
   int64_t largest = 0;
   for (const Piece& piece : plan.pieces) largest = std::max(largest, piece.count);
   bucket->block_bytes = largest * plan.arithmetic->payload_bytes;
+  bucket->comm = comm;
   bucket->first_tag = next_tag_;
   next_tag_ += num_pieces;
   bucket->plan = std::move(plan);
@@ -224,7 +229,11 @@ bool Engine::admit(Bucket& bucket) {
 void Engine::step(Lane& lane) {
   Bucket& bucket = *lane.bucket;
   if (lane.round < bucket.plan.chunks[lane.piece->chunk].size()) {
-    begin_round(lane);
+    if (bucket.plan.by_mpi) {
+      begin_by_mpi(lane);
+    } else {
+      begin_round(lane);
+    }
     return;
   }
   const Arithmetic& arithmetic = *bucket.plan.arithmetic;
@@ -274,6 +283,22 @@ void Engine::begin_round(Lane& lane) {
     requests_.push_back(request);
     owners_.emplace_back(&lane, transfer.peer);
   }
+}
+
+// Has MPI sum a piece; pieces start in the same order on all ranks.
+void Engine::begin_by_mpi(Lane& lane) {
+  Bucket& bucket = *lane.bucket;
+  const size_t value_bytes = bucket.plan.arithmetic->payload_bytes;
+  char* out = bucket.runs.front().out + lane.piece->start * value_bytes;
+  const void* in = lane.value == out ? MPI_IN_PLACE : lane.value;
+  const MPI_Datatype type = value_bytes == sizeof(float) ? MPI_FLOAT : MPI_DOUBLE;
+  MPI_Request request = MPI_REQUEST_NULL;
+  const int code = MPI_Iallreduce(in, out, static_cast<int>(lane.piece->count), type, MPI_SUM, bucket.comm, &request);
+  if (code != MPI_SUCCESS) note_failure(lane, kAllRanks, code);
+  lane.value = out;
+  lane.pending = 1;
+  requests_.push_back(request);
+  owners_.emplace_back(&lane, kAllRanks);
 }
 
 // Applies what has come in a round, in the order of its moves.
@@ -358,8 +383,9 @@ void Engine::note_failure(const Lane& lane, int peer, int code) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   MPI_Error_string(code, text, &length);
-  failure_ = "rank " + std::to_string(rank_) + " could not exchange " + lane.bucket->plan.name + " with rank " +
-             std::to_string(peer) + ": " + std::string(text, length);
+  const std::string whom = peer == kAllRanks ? "the other ranks" : "rank " + std::to_string(peer);
+  failure_ = "rank " + std::to_string(rank_) + " could not exchange " + lane.bucket->plan.name + " with " + whom +
+             ": " + std::string(text, length);
 }
 
 // Ends all runs, and those to come. What MPI still holds of their messages it keeps: the job cannot go on.

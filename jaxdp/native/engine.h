@@ -40,6 +40,7 @@ struct Plan {
   std::vector<std::vector<Round>> chunks;  // the rounds of each, without those in which it rests
   std::vector<Piece> pieces;               // in the order in which they start
   int lanes;                               // pieces that move at once
+  bool by_mpi = false;                     // MPI's own allreduce sums each piece, in one round without transfers
 };
 
 // Called once; error is null on success. It may run whatever follows in the program of its device, and wait there for
@@ -51,7 +52,7 @@ struct Event {
   int64_t plan, start_ns, end_ns;
 };
 
-// Runs plans over a communicator that is its own. Every function may be called from any thread.
+// Runs plans over a communicator that is its own, and duplicates of it. Every function may be called from any thread.
 //
 // A run of a plan moves a few of its pieces at a time, in lanes. They start in order on all ranks, so that the first
 // one that is not finished everywhere is always under way everywhere: whatever the order in which ranks start their
@@ -64,7 +65,7 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  // Its number, or -1 if MPI has not as many tags.
+  // Its number, or -1 if MPI has not as many tags. All ranks call it together for plans by MPI.
   int64_t add_plan(Plan plan);
 
   // Sums `in`, which stays as it is unless it is `out`, over all ranks into `out`; both stay alive until `done`, which
@@ -89,6 +90,7 @@ class Engine {
   void take_up();
   bool admit(Bucket& bucket);
   void begin_round(Lane& lane);
+  void begin_by_mpi(Lane& lane);
   void finish_round(Lane& lane);
   void step(Lane& lane);
   bool complete_some();

@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from configs.digits import get_config
 from jaxdp.collectives import auto
@@ -25,8 +26,9 @@ def test_the_network_is_the_same_for_all_ranks_and_sensible(world):
         assert 1e-12 < link.gamma < 1e-7
 
 
-def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world):
-    decisions = auto.choose([40_000, 400, 40_000], "float32", world, engine="mpi4jax")
+@pytest.mark.parametrize("engine", ["native", "mpi4jax"])
+def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world, engine):
+    decisions = auto.choose([40_000, 400, 40_000], "float32", world, engine=engine)
     assert world.allgather(decisions) == [decisions] * world.size
     assert decisions[0] is decisions[2]
     assert [decision.num_bytes for decision in decisions] == [40_000, 400, 40_000]
@@ -35,17 +37,10 @@ def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world):
         assert decision.choice == faster
 
 
-def test_the_native_engine_is_tried_by_itself(world):
-    """It has no place for MPI's own allreduce, but tells what that takes."""
-    for wire in ("float32", "bfloat16"):
-        (decision,) = auto.choose([40_000], wire, world, engine="native")
-        assert world.allgather(decision) == [decision] * world.size
-        assert decision.choice == decision.ours
-        assert (decision.mpi_s is None) == (wire == "bfloat16")
-
-
-def test_16_bits_on_the_wire_are_beyond_mpi(world):
-    (decision,) = auto.choose([40_000], "bfloat16", world, engine="mpi4jax")
+@pytest.mark.parametrize("engine", ["native", "mpi4jax"])
+def test_16_bits_on_the_wire_are_beyond_mpi(world, engine):
+    (decision,) = auto.choose([40_000], "bfloat16", world, engine=engine)
+    assert world.allgather(decision) == [decision] * world.size
     assert decision.mpi_s is None
     assert decision.choice.wire == "bfloat16"
     assert decision.choice.algorithm != MPI

@@ -40,6 +40,29 @@ def test_float64(world, engine):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_mpi_sums_by_itself_many_payloads_at_once(world, engine, dtype):
+    """Started in another order on each rank; also into the payload."""
+    plans = [engine.plan_by_mpi(size, dtype) for size in (1, 1000, 70_000)]
+    results = {}
+
+    def work(plan):
+        mine = np.arange(plan.num_elements, dtype=dtype) + world.rank
+        results[plan.number] = [engine.allreduce(mine, plan), engine.allreduce(mine, plan, out=mine)]
+
+    for repetition in range(3):
+        order = np.random.default_rng(1000 * world.rank + repetition).permutation(len(plans))
+        threads = [threading.Thread(target=work, args=(plans[index],)) for index in order]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for plan in plans:
+            expected = np.arange(plan.num_elements, dtype=dtype) * world.size + sum(range(world.size))
+            for result in results[plan.number]:
+                np.testing.assert_array_equal(result, expected)
+
+
 @pytest.mark.parametrize("wire", ["bfloat16", "float16"])
 def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, engine, wire):
     values = payloads(world.size, 1_003, np.float32)
