@@ -15,7 +15,7 @@ from jaxdp.collectives.schedule import Schedule
 if TYPE_CHECKING:
     from jaxdp.bench.allreduce import Row
     from jaxdp.bench.step import Row as StepRow
-    from jaxdp.bench.step import Span
+    from jaxdp.bench.trace import Span
 
 _MOST_LABELS = 40
 

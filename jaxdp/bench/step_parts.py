@@ -1,0 +1,205 @@
+"""A training step and the parts of it that `jaxdp.bench step` times, as programs that run to their end."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxdp.config import AllreduceConfig, OptimizerConfig
+from jaxdp.world import World
+
+if TYPE_CHECKING:
+    from jaxdp.step import Batch
+
+# What a model needs beside its name.
+MODELS: dict[str, dict[str, Any]] = {
+    "cnn": {"width": 64},
+    "resnet18": {"stem": "cifar", "zero_gamma": True, "norm_momentum": 0.9, "norm_epsilon": 1e-5},
+}
+_NUM_CLASSES = 10
+_RATE = 1e-3
+# Of the stream that tells the goodput: messages that are under way together, and for how long it runs.
+_STREAM_BYTES, _STREAM_MESSAGES, _STREAM_SECONDS = 2**20, 4, 0.3
+_PROGRESS_THREAD = "jaxdp-progress"
+
+
+class Parts(NamedTuple):
+    """What there is to time.
+
+    Attributes:
+      programs: by name; each returns what it computes, perhaps before that is there.
+      bucket_bytes: of each bucket of the step.
+      num_devices: of this rank.
+    """
+
+    programs: dict[str, Callable[[], Any]]
+    bucket_bytes: list[int]
+    num_devices: int
+
+
+def make_parts(arguments: argparse.Namespace, world: World) -> Parts:
+    """The programs `step`, `forward` (and the loss), `compute` (all of it) and `plain`, a loop written by hand.
+
+    Nothing crosses between ranks but in `step`; the others run on the first device of this rank. All ranks call it
+    together.
+
+    Args:
+      arguments: of the command line.
+      world: all ranks.
+    """
+    import jax
+    import optax
+
+    from jaxdp.collectives import run_native
+    from jaxdp.collectives.buckets import Buckets
+    from jaxdp.engines import make_engine
+    from jaxdp.models.network import Network
+    from jaxdp.optim.factory import make_optimizer
+    from jaxdp.state import TrainState
+    from jaxdp.step import Batch, Task, apply_gradients, forward_backward, reduced_order, reduced_shapes
+
+    engine = make_engine(arguments.engine, world)
+    shape = (arguments.image_size, arguments.image_size, 3)
+    network, params, stats = Network.create(
+        arguments.model, MODELS[arguments.model], image_shape=shape, num_classes=_NUM_CLASSES, seed=0
+    )
+    task = Task(network, (0.5,), (0.25,), arguments.batch * world.size, padded=False)
+    optimizer = make_optimizer(OptimizerConfig("sgd", 0.9, False, 1e-4, 0.0), optax.constant_schedule(_RATE), params)
+    first_state = TrainState.create(params, stats, optimizer)
+    layout = Buckets.plan(
+        reduced_shapes(first_state), bucket_bytes=arguments.bucket, order=reduced_order(task, first_state, shape)
+    )
+    config = AllreduceConfig(
+        engine=arguments.engine,
+        algorithm=arguments.algorithm,
+        colors=None,
+        arity=None,
+        inner="direct",
+        outer="multicolor",
+        ranks_per_node=None,
+        segment_bytes=2**16 if arguments.engine == "native" else 2**18,
+        wire=arguments.wire,
+        bucket_bytes=arguments.bucket,
+    )
+    allreduce = engine.make_allreduce(config, world, layout, None)
+    rng = np.random.default_rng(world.rank)
+    batch = Batch(
+        rng.integers(0, 256, (arguments.batch, *shape), np.uint8),
+        rng.integers(0, _NUM_CLASSES, arguments.batch).astype(np.int32),
+        np.ones(arguments.batch, bool),
+    )
+
+    # The parts run on the first device of this rank, by themselves.
+    device = jax.local_devices()[0]
+
+    def fresh() -> TrainState:
+        return jax.device_put(jax.tree.map(np.array, first_state), device)
+
+    mine = (fresh().params, fresh().stats, jax.device_put(batch, device))
+    forward = jax.jit(functools.partial(_loss, task))
+    native = run_native.engine_of(world)
+    stamps = [native.plan_without_messages(bucket.size, bucket.dtype) for bucket in layout.buckets]
+
+    def compute(state: TrainState, batch: Batch) -> Any:
+        buckets = layout.pack(forward_backward(task, state.params, state.stats, batch))
+        return apply_gradients(optimizer, state, layout.unpack(run_native.allreduce_all(buckets, stamps)))
+
+    update = jax.jit(compute, donate_argnums=0)
+    plain = _plain_step(task, optimizer)
+    step = engine.train_step(task, optimizer, layout, allreduce)
+
+    placed = engine.place(batch)
+    states = {"compute": fresh(), "plain": fresh(), "step": engine.replicate(fresh())}
+
+    def going_on(name: str, function: Callable[..., Any], images: Batch) -> Any:
+        states[name], values = function(states[name], images)
+        return states[name], values
+
+    programs: dict[str, Callable[[], Any]] = {
+        "forward": lambda: forward(*mine),
+        "compute": lambda: going_on("compute", update, mine[2]),
+        "plain": lambda: going_on("plain", plain, mine[2]),
+        "step": lambda: going_on("step", step, placed),
+    }
+    return Parts(programs, layout.sizes, engine.num_devices)
+
+
+def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:
+    import jax.numpy as jnp
+
+    from jaxdp.losses import cross_entropy
+
+    logits_BK, _ = task.network.apply(params, stats, task.normalise(batch.image_BHWC), train=True)
+    return jnp.mean(cross_entropy(logits_BK, batch.label_B))
+
+
+def _plain_step(task: Any, optimizer: Any) -> Callable[..., Any]:
+    """The loop that one would write by hand for one device."""
+    import jax
+    import optax
+
+    from jaxdp.losses import cross_entropy
+
+    def loss_of(params: Any, stats: Any, batch: Batch) -> Any:
+        logits_BK, stats = task.network.apply(params, stats, task.normalise(batch.image_BHWC), train=True)
+        return cross_entropy(logits_BK, batch.label_B).mean(), stats
+
+    def step(state: Any, batch: Batch) -> Any:
+        (loss, stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, state.stats, batch)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, stats=stats, opt_state=opt_state), loss
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def goodput(world: World) -> float:
+    """Gbit/s of a stream from every even rank to the next one, the slowest of them; 0.0 for one rank."""
+    comm = world.host_comm
+    peer = world.rank ^ 1
+    if peer >= world.size:
+        speeds = world.allgather(None)
+    else:
+        buffers = [np.zeros(_STREAM_BYTES, np.uint8) for _ in range(_STREAM_MESSAGES)]
+        done, start = 0, 0.0
+        more = np.ones(1, np.uint8)
+        # The first round opens the window of the connection.
+        for repetition in range(10_000):
+            if repetition == 1:
+                start = time.perf_counter()
+            transfer = comm.Irecv if world.rank % 2 else comm.Isend
+            for request in [transfer(buffer, peer, 1) for buffer in buffers]:
+                request.Wait()
+            if repetition > 0:
+                done += _STREAM_BYTES * _STREAM_MESSAGES
+            # The receiver, which knows when bytes have come, ends it.
+            if world.rank % 2:
+                more[0] = repetition == 0 or time.perf_counter() - start < _STREAM_SECONDS
+                comm.Send(more, peer, 2)
+            else:
+                comm.Recv(more, peer, 2)
+            if not more[0]:
+                break
+        speeds = world.allgather(done * 8e-9 / (time.perf_counter() - start))
+    return min((speed for speed in speeds if speed is not None), default=0.0)
+
+
+def progress_seconds() -> float:
+    """Seconds of a core that the native engine's progress thread has used so far."""
+    stat = _progress_thread() / "stat"
+    # After the name, which is in brackets, comes the state, field 3; 14 and 15 are user and system time (proc(5)).
+    fields = stat.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@functools.cache
+def _progress_thread() -> pathlib.Path:
+    tasks = pathlib.Path("/proc/self/task").iterdir()
+    return next(task for task in tasks if (task / "comm").read_text().strip() == _PROGRESS_THREAD)
