@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -150,8 +149,8 @@ def run(job: Callable[[World], None]) -> None:
     """
 
     def prepared(of_world: World) -> None:
-        if "jax" not in sys.modules:
-            compat.prepare_process(threads=of_world.threads)
+        if not compat.back_ends_are_open():
+            compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
         job(of_world)
 
     world_module.run(prepared)

@@ -108,7 +108,7 @@ def main(
                     "all ranks need the same command line and config: "
                     + (f"{difference}, there being rank 0" if difference else f"{first} on rank 0, {arguments} here")
                 )
-        compat.prepare_process(threads=of_world.threads)
+        compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
         work(arguments, of_world)
 
     world.run(job)

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     import jax
     from mpi4py import MPI
 
+    from jaxdp.gpus import Share
+
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _LARGEST_INT = 2**31 - 1
 
 
-def prepare_process(*, threads: int) -> None:
-    """Settings of the process that work only before JAX is imported: allocator and number of threads.
+def prepare_process(*, threads: int, gpus: Share) -> None:
+    """Settings of the process that work only before JAX opens its back ends: allocator, number of threads, and GPUs.
 
     Freed buffers stay with the process: page faults on fresh ones make large transfers twice as slow.
     XLA takes the size of its CPU thread pools from NPROC (its default is every core the process may use).
@@ -32,7 +34,19 @@ def prepare_process(*, threads: int) -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
     os.environ["NPROC"] = str(threads)
+    if gpus.names:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.names)
+    if gpus.ranks > 1:
+        # JAX takes three quarters of a GPU's memory unless told otherwise.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / gpus.ranks:.3f}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+
+
+def back_ends_are_open() -> bool:
+    """Whether JAX has looked for devices: it is too late for settings of the process then."""
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()
 
 
 def use_compilation_cache(*, rank: int, size: int) -> None:

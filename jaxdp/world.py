@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from jaxdp import gpus
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -47,6 +49,7 @@ class World:
       leaders: for each rank the first rank on its host.
       host: name of this host.
       library: name and version of the MPI library.
+      gpus: those of this host that are this rank's.
       threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
       host_comm, data_comm, device_comm, native_comm: clones of MPI_COMM_WORLD.
     """
@@ -58,6 +61,7 @@ class World:
     leaders: tuple[int, ...]
     host: str
     library: str
+    gpus: gpus.Share
     threads: int
     host_comm: MPI.Intracomm
     data_comm: MPI.Intracomm
@@ -166,6 +170,7 @@ def connect() -> World:
         leaders=tuple(comm.allgather(local.bcast(comm.rank))),
         host=socket.gethostname(),
         library=" ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].replace("Version:", "").split()),
+        gpus=gpus.share(local.allgather(gpus.visible()), local.rank),
         threads=max(1, int(share + 1e-9)),
         host_comm=comm.Dup(),
         data_comm=comm.Dup(),

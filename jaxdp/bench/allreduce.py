@@ -70,7 +70,7 @@ def main(words: Sequence[str], world: World) -> None:
     arguments = parse.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads)
+    compat.prepare_process(threads=world.threads, gpus=world.gpus)
     network = measure_network(world)
     if "xla" in arguments.engine:
         compat.initialize_distributed()

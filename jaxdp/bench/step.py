@@ -71,7 +71,7 @@ def main(words: Sequence[str], world: World) -> None:
     arguments = parse.on_all_ranks(make_parser(), words, _check, world)
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads)
+    compat.prepare_process(threads=world.threads, gpus=world.gpus)
     row, spans = _measure(arguments, world)
     if world.is_root:
         print(_text(row), flush=True)
@@ -142,7 +142,8 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
                 if name == "step":
                     progress += step_parts.progress_seconds() - used
                 if name == "compute":
-                    ready = [event.start_s for event in native.events() if event.start_s >= start]
+                    # On an accelerator no bucket leaves before the program of all of them has ended.
+                    ready = [event.start_s for event in native.events() if event.start_s >= start] or [marks[1]]
                     timed["first"].append(min(ready) - start)
         if repetition >= 0:
             goodputs.append(step_parts.goodput(world))

@@ -109,7 +109,9 @@ def make_parts(arguments: argparse.Namespace, world: World) -> Parts:
 
     def compute(state: TrainState, batch: Batch) -> Any:
         buckets = layout.pack(forward_backward(task, state.params, state.stats, batch))
-        return apply_gradients(optimizer, state, layout.unpack(run_native.allreduce_all(buckets, stamps)))
+        if device.platform == "cpu":
+            buckets = run_native.allreduce_all(buckets, stamps)
+        return apply_gradients(optimizer, state, layout.unpack(buckets))
 
     update = jax.jit(compute, donate_argnums=0)
     plain = _plain_step(task, optimizer)
