@@ -23,6 +23,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.dir = config_dict.placeholder(str)
     config.data.mean = (0.306,)
     config.data.std = (0.376,)
+    config.data.stored_size = config_dict.placeholder(int)
+    config.data.image_size = config_dict.placeholder(int)
+    config.data.crop = "none"
+    config.data.crop_padding = 4
+    config.data.crop_area = (0.08, 1.0)
+    config.data.crop_ratio = (3 / 4, 4 / 3)
+    config.data.flip = False
     config.data.exchange_steps = 16
     config.data.prefetch = 2
 

@@ -24,6 +24,7 @@ class Position:
     Attributes:
       step: steps done.
       seed: of the order.
+      data: the fingerprint of the data set.
       num_examples: in the training split.
       batch_size: the global batch; `step * batch_size` examples have been seen.
       chosen: what algorithm "auto" chose, see `make_allreduce`: with another choice sums would round differently.
@@ -31,6 +32,7 @@ class Position:
 
     step: int
     seed: int
+    data: str
     num_examples: int
     batch_size: int
     chosen: dict[str, Any] | None = None

@@ -14,6 +14,7 @@ from jaxdp.settings import build, flattened
 
 OPTIMIZERS = ("lars", "sgd")
 DECAYS = ("cosine", "polynomial")
+CROPS = ("none", "padded", "resized")
 ENGINES = ("native", "mpi4jax", "xla")
 
 # A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
@@ -36,7 +37,10 @@ class DataConfig:
       name: of a TFDS image classification set prepared as array_record, or "digits".
       dir: the folder with the prepared sets; None for TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets).
       mean, std: of the pixels in 0..1, one value or one a channel; images are normalised with them.
-      exchange_steps: steps whose rows cross between the ranks in one exchange.
+      stored_size: height and width of images in memory: the shorter side is resized, the middle cut out; None for
+        images as they are in the set, which must all have one size.
+      image_size, crop, crop_padding, crop_area, crop_ratio, flip: what the model sees of them, see `Augmentation`.
+      exchange_steps: steps whose rows cross between the nodes in one exchange.
       prefetch: batches that are on the devices ahead of the step.
     """
 
@@ -44,6 +48,13 @@ class DataConfig:
     dir: str | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    stored_size: int | None
+    image_size: int | None
+    crop: str
+    crop_padding: int
+    crop_area: tuple[float, ...]
+    crop_ratio: tuple[float, ...]
+    flip: bool
     exchange_steps: int
     prefetch: int
 
@@ -197,6 +208,7 @@ def _check(config: Config) -> None:
         ("model.name", config.model.name, tuple(MODELS)),
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
+        ("data.crop", config.data.crop, CROPS),
         ("allreduce.engine", config.allreduce.engine, ENGINES),
         ("allreduce.algorithm", config.allreduce.algorithm, (*ALGORITHMS, MPI, AUTO)),
         ("allreduce.inner", config.allreduce.inner, INNER),
@@ -211,6 +223,8 @@ def _check(config: Config) -> None:
         "epochs",
         "eval_every_epochs",
         "log_every_steps",
+        "data.stored_size",
+        "data.image_size",
         "data.exchange_steps",
         "data.prefetch",
         "schedule.base_rate",
@@ -229,6 +243,7 @@ def _check(config: Config) -> None:
             raise ValueError(f"config.{name} must be a number above 0, not {flat[name]}")
     for name in [
         "seed",
+        "data.crop_padding",
         "schedule.warmup_epochs",
         "schedule.warmup_init_rate",
         "schedule.end_rate",
@@ -255,8 +270,22 @@ def _check(config: Config) -> None:
             f"the warmup ends before the run: config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, "
             f"config.epochs is {config.epochs:g}"
         )
+    for name, (low, high), most in [
+        ("crop_area", _pair(config.data.crop_area), 1.0),
+        ("crop_ratio", _pair(config.data.crop_ratio), math.inf),
+    ]:
+        if not 0 < low <= high <= most:
+            raise ValueError(
+                f"config.data.{name} is two numbers above 0{' and up to 1' if most == 1 else ''}, the smaller one "
+                f"first, not {flat[f'data.{name}']}"
+            )
     if not config.data.mean or len(config.data.mean) != len(config.data.std) or min(config.data.std) <= 0:
         raise ValueError(
             f"config.data.mean and std need as many values as one another, std above 0: they are {config.data.mean} "
             f"and {config.data.std}"
         )
+
+
+def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+    """The two values; what passes no check if there are not two."""
+    return (values[0], values[1]) if len(values) == 2 else (0.0, 0.0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxdp.data.feed import padded
+from jaxdp.data.exchange import Rows
+from jaxdp.data.feed import make_batch
 from jaxdp.data.source import Split
 from jaxdp.engines import Engine
 from jaxdp.state import TrainState
@@ -18,7 +19,7 @@ class Evaluation:
     Args:
       task: the constants of the forward pass.
       engine: to run it.
-      split: this rank's share of the test split.
+      split: of which this rank evaluates its part.
       batch_size: examples that this rank evaluates at once, on all its devices.
       world: all ranks.
     """
@@ -31,8 +32,8 @@ class Evaluation:
         """{"test_loss", "test_accuracy"}; all ranks call it together."""
         split, size = self._split, self._batch_size
         sums = [
-            self._step(state.params, state.stats, _host_batch(split, slice(start, start + size), size))
-            for start in range(0, len(split.labels_N), size)
+            self._step(state.params, state.stats, _host_batch(split, start, min(start + size, split.mine.stop), size))
+            for start in range(split.mine.start, split.mine.stop, size)
         ]
         mine = [sum(float(batch[name]) for batch in sums) for name in ("loss", "hits")]
         # In float64 and in the order of the ranks, so that all have the same value.
@@ -40,9 +41,8 @@ class Evaluation:
         return {"test_loss": loss / split.num_examples, "test_accuracy": hits / split.num_examples}
 
 
-def _host_batch(split: Split, part: slice, size: int) -> Batch:
+def _host_batch(split: Split, start: int, stop: int, size: int) -> Batch:
     """Rows of a split as a batch of a fixed size, the last one padded."""
-    labels = split.labels_N[part]
-    rows = np.arange(len(labels))
-    arrays = (split.images_NHWC[part], labels, np.ones(len(labels), bool))
-    return Batch(*(padded(values, rows, size) for values in arrays))
+    rows = np.arange(start, stop)
+    examples = Rows(split.images_NHWC[start:stop], split.labels_N[start:stop], rows + split.first)
+    return make_batch(examples, np.zeros_like(rows), places=rows - start, size=size)

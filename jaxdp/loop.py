@@ -15,8 +15,10 @@ from jaxdp.checkpoint import Checkpoints, Position
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.config import Config
 from jaxdp.data import feed
+from jaxdp.data.augment import Augmentation
+from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal, Order
-from jaxdp.data.source import Source, Split, open_source, prepare_digits
+from jaxdp.data.source import Source, Split, check_memory, open_source, prepare_digits
 from jaxdp.engines import Engine, make_engine
 from jaxdp.evaluation import Evaluation
 from jaxdp.metrics import read_metrics
@@ -24,9 +26,9 @@ from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
-from jaxdp.report import Report, banner, evaluation_line
+from jaxdp.report import Report, banner, evaluation_line, on_terminal
 from jaxdp.state import TrainState
-from jaxdp.step import Task, reduced_order, reduced_shapes
+from jaxdp.step import Batch, Task, reduced_order, reduced_shapes
 from jaxdp.workdir import claim_workdir
 from jaxdp.world import World
 
@@ -59,7 +61,7 @@ class Run:
 
     @property
     def position_at_start(self) -> Position:
-        return Position(0, self.config.seed, self.plan.num_examples, self.config.batch_size)
+        return Position(0, self.config.seed, self.source.fingerprint, self.plan.num_examples, self.config.batch_size)
 
 
 def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: int | None = None) -> None:
@@ -72,9 +74,9 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
       stop_at_step: save and end before the end of the run, once so many steps are done.
     """
     run = build(config, world)
-    with world.together():
-        train_split = run.source.read("train", rank=world.rank, num_ranks=world.size)
-        test_split = run.source.read("test", rank=world.rank, num_ranks=world.size)
+    check_memory(run.source, world)
+    bar = world.is_root and on_terminal()
+    train_split, test_split = (run.source.read(split, world, bar=bar) for split in ("train", "test"))
     checkpoints = None
     with world.together():
         if world.is_root:
@@ -107,11 +109,12 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
             if report is not None:
                 report.trained(step, values)
 
-    for done, batch in enumerate(_batches(run, train_split, position.step, end), position.step + 1):
+    ahead = _batches(run, train_split, position.step, end)
+    for done, batch in enumerate(ahead, position.step + 1):
         # Step n is on its way before step n - 1 is waited for, so that devices never idle.
         state, values = train_step(state, batch)
         settle()
-        in_flight = done, values
+        in_flight = done, values | {"input_seconds": ahead.take_waited()}
         if done in run.plan.eval_steps:
             settle()
             results = evaluate(state)
@@ -139,8 +142,7 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
 def evaluate_run(config: Config, workdir: pathlib.Path, world: World) -> None:
     """Restores the latest checkpoint in the workdir and evaluates it on the whole test split."""
     run = build(config, world)
-    with world.together():
-        test_split = run.source.read("test", rank=world.rank, num_ranks=world.size)
+    test_split = run.source.read("test", world)
     with world.together():
         checkpoints = Checkpoints(workdir / "checkpoints") if world.is_root else None
         if checkpoints is not None and checkpoints.latest_step() is None:
@@ -159,22 +161,23 @@ def build(config: Config, world: World) -> Run:
     prepare_digits(config.data, world)
     with world.together():
         source = open_source(config.data)
+        augmentation = make_augmentation(config)
         network, params, stats = Network.create(
             config.model.name,
             config.model.options,
-            image_shape=source.image_shape,
+            image_shape=augmentation.shape(source.image_shape),
             num_classes=source.num_classes,
             seed=config.seed,
         )
     world.require_equal("number of local devices", engine.num_devices)
     world.require_equal("version of jaxdp", __version__)
-    world.require_equal("data set", (source.name, source.num_examples("train"), source.num_examples("test")))
+    world.require_equal("data set", source.fingerprint)
     plan = Plan.of(config, source.num_examples("train"))
     deal = Deal(config.batch_size, world.size, engine.num_devices)
     learning_rate = jax.jit(make_schedule(config.schedule, plan))
     optimizer = make_optimizer(config.optimizer, learning_rate, params)
     first_state = TrainState.create(params, stats, optimizer)
-    task = Task(network, config.data.mean, config.data.std, config.batch_size, deal.padded)
+    task = Task(network, config.data.mean, config.data.std, config.batch_size, deal.padded, augmentation)
     order = reduced_order(task, first_state, source.image_shape)
     return Run(
         config=config,
@@ -188,6 +191,14 @@ def build(config: Config, world: World) -> Run:
         optimizer=optimizer,
         first_state=first_state,
         layout=Buckets.plan(reduced_shapes(first_state), bucket_bytes=config.allreduce.bucket_bytes, order=order),
+    )
+
+
+def make_augmentation(config: Config) -> Augmentation:
+    """What the config says of it."""
+    data = config.data
+    return Augmentation(
+        config.seed, data.image_size, data.crop, data.crop_padding, data.crop_area, data.crop_ratio, data.flip
     )
 
 
@@ -216,16 +227,17 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
     return run.engine.replicate(jax.tree.unflatten(treedef, same)), world.bcast(position)
 
 
-def _batches(run: Run, split: Split, first: int, end: int) -> Any:
+def _batches(run: Run, split: Split, first: int, end: int) -> feed.Ahead[Batch]:
     host_batches = feed.batches(
         split,
         order=Order(split.num_examples, run.config.batch_size, run.config.seed),
         deal=run.deal,
+        nodes=Nodes.of(run.world.leaders),
         comm=run.world.data_comm,
         steps=range(first, end),
         steps_per_exchange=run.config.data.exchange_steps,
     )
-    return feed.ahead(host_batches, run.engine.place, depth=run.config.data.prefetch)
+    return feed.Ahead(host_batches, run.engine.place, depth=run.config.data.prefetch)
 
 
 def _nothing_left(workdir: pathlib.Path, position: Position, plan: Plan, end: int) -> bool:

@@ -34,7 +34,7 @@ class Report:
     def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int):
         self._run, self._workdir, self._first_step, self._end_step = run, workdir, first_step, end_step
         self._writer = MetricsWriter(workdir, resume_step=first_step)
-        self._progress = Progress(run.plan.total_steps, first_step=first_step, bar=_on_terminal())
+        self._progress = Progress(run.plan.total_steps, first_step=first_step, bar=on_terminal())
         self._log = TrainLog(run.config.batch_size)
         self._started = time.perf_counter()
 
@@ -81,7 +81,8 @@ class Report:
         print(last_words, flush=True)
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
+    """Whether what this process says goes to a terminal at last."""
     # A launcher hands output on, through a pipe or a terminal of its own: only whoever starts it can tell.
     return os.environ.get("JAXDP_PROGRESS") == "bar" or (sys.stdout.isatty() and not is_launched())
 
@@ -93,6 +94,7 @@ def banner(run: Run, allreduce: str, workdir: pathlib.Path, train: Split, test: 
     per_rank = run.deal.rank_bounds[1:] - run.deal.rank_bounds[:-1]
     rows = f"{per_rank.max()}" if per_rank.min() == per_rank.max() else f"{per_rank.min()} to {per_rank.max()}"
     memory = (train.nbytes + test.nbytes) / 2**20
+    held = f"{memory:.1f} MiB a node in RAM" + (f", shared by {world.local_size} ranks" if world.local_size > 1 else "")
     ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
     lines = [
         ("world", f"{ranks}, {world.local_size} on {world.host}, {world.threads} threads a rank"),
@@ -102,7 +104,7 @@ def banner(run: Run, allreduce: str, workdir: pathlib.Path, train: Split, test: 
         ("model", f"{run.config.model.name}, {parameters:,} parameters"),
         (
             "data",
-            f"{run.source.name}, {plan.num_examples:,} + {test.num_examples:,} images, {memory:.1f} MiB a rank in RAM",
+            f"{run.source.name}, {plan.num_examples:,} + {test.num_examples:,} images, {held}",
         ),
         ("batch", f"{plan.batch_size} = {rows} a rank, peak rate {plan.peak_rate:.4g}"),
         ("steps", f"{plan.total_steps} = {run.config.epochs:g} epochs, {plan.warmup_steps} of warmup"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdp.collectives.buckets import readiness
+from jaxdp.data.augment import NO_AUGMENTATION, Augmentation
 from jaxdp.losses import cross_entropy, hits
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
@@ -28,11 +29,15 @@ class Batch:
       image_BHWC: uint8.
       label_B: int32.
       mask_B: bool, False for padding.
+      id_B: uint32, which examples they are.
+      epoch_B: uint32, in which epoch each is seen.
     """
 
     image_BHWC: Any
     label_B: Any
     mask_B: Any
+    id_B: Any
+    epoch_B: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Task:
       mean, std: of the pixels in 0..1, one value or one a channel.
       batch_size: the global batch, without padding.
       padded: whether batches of some device hold padding.
+      augmentation: from normalised images to what the model sees.
     """
 
     network: Network
@@ -51,6 +57,7 @@ class Task:
     std: tuple[float, ...]
     batch_size: int
     padded: bool
+    augmentation: Augmentation = NO_AUGMENTATION
 
     def normalise(self, image_BHWC: jax.Array) -> jax.Array:
         """uint8 pixels to float32 of mean 0 and standard deviation 1."""
@@ -76,11 +83,10 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     num_real = jnp.sum(batch.mask_B.astype(jnp.float32))
     # A device without a real example takes its padding for the statistics (then of weight 0): theirs would be 0 / 0.
     seen_B = batch.mask_B | (num_real == 0) if task.padded else None
+    view_BHWC = task.augmentation.train_view(task.normalise(batch.image_BHWC), batch.id_B, batch.epoch_B)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        logits_BK, new_stats = task.network.apply(
-            params, stats, task.normalise(batch.image_BHWC), train=True, mask_B=seen_B
-        )
+        logits_BK, new_stats = task.network.apply(params, stats, view_BHWC, train=True, mask_B=seen_B)
         loss_B = jnp.where(batch.mask_B, cross_entropy(logits_BK, batch.label_B), 0.0)
         return jnp.sum(loss_B) / task.batch_size, (logits_BK, new_stats)
 
@@ -109,12 +115,14 @@ def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -
     Args:
       task: the constants.
       state: arrays or their shapes.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C), as images are held.
     """
     batch = Batch(
         jax.ShapeDtypeStruct((1, *image_shape), "uint8"),
         jax.ShapeDtypeStruct((1,), "int32"),
         jax.ShapeDtypeStruct((1,), "bool"),
+        jax.ShapeDtypeStruct((1,), "uint32"),
+        jax.ShapeDtypeStruct((1,), "uint32"),
     )
     return readiness(functools.partial(forward_backward, task), state.params, state.stats, batch)
 
@@ -139,7 +147,8 @@ def apply_gradients(
 
 def evaluate_batch(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:
     """Sums over the real examples of a batch: {"loss", "hits"}, float32 []."""
-    logits_BK, _ = task.network.apply(params, stats, task.normalise(batch.image_BHWC), train=False)
+    view_BHWC = task.augmentation.test_view(task.normalise(batch.image_BHWC))
+    logits_BK, _ = task.network.apply(params, stats, view_BHWC, train=False)
     return {
         "hits": jnp.sum(jnp.where(batch.mask_B, hits(logits_BK, batch.label_B), 0.0)),
         "loss": jnp.sum(jnp.where(batch.mask_B, cross_entropy(logits_BK, batch.label_B), 0.0)),

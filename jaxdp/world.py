@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import numpy.typing
 
 from jaxdp import gpus
 
@@ -52,6 +53,7 @@ class World:
       gpus: those of this host that are this rank's.
       threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
       host_comm, data_comm, device_comm, native_comm: clones of MPI_COMM_WORLD.
+      node_comm: the ranks of this host.
     """
 
     rank: int
@@ -67,6 +69,7 @@ class World:
     data_comm: MPI.Intracomm
     device_comm: MPI.Intracomm
     native_comm: MPI.Intracomm
+    node_comm: MPI.Intracomm
 
     @property
     def is_root(self) -> bool:
@@ -130,6 +133,20 @@ class World:
         """The values of all ranks, in their order, on all ranks."""
         return self.host_comm.allgather(value)
 
+    def shared_array(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+        """An array that the ranks of this host share, its contents undefined; all of them call it together.
+
+        It lives as long as MPI.
+        """
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self.local_size == 1 or num_bytes == 0:
+            return np.empty(shape, dtype)
+        from mpi4py import MPI
+
+        window: Any = MPI.Win.Allocate_shared(num_bytes if self.local_rank == 0 else 0, 1, comm=self.node_comm)
+        whole, _ = window.Shared_query(0)
+        return np.frombuffer(whole, np.uint8)[:num_bytes].view(dtype).reshape(shape)
+
     def barrier(self) -> None:
         self.host_comm.Barrier()
 
@@ -159,7 +176,7 @@ def connect() -> World:
 
     _check_launcher(MPI)
     comm = MPI.COMM_WORLD
-    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    local: Any = comm.Split_type(MPI.COMM_TYPE_SHARED)
     cores = local.allgather(os.sched_getaffinity(0))
     share = sum(1 / sum(core in others for others in cores) for core in os.sched_getaffinity(0))
     world = World(
@@ -176,8 +193,8 @@ def connect() -> World:
         data_comm=comm.Dup(),
         device_comm=comm.Dup(),
         native_comm=comm.Dup(),
+        node_comm=local,
     )
-    local.Free()
     with world.together():
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise ValueError(

@@ -9,7 +9,7 @@ import pytest
 from jaxdp.checkpoint import Checkpoints, Position
 from jaxdp.state import TrainState, fingerprint
 
-POSITION = Position(step=0, seed=1, num_examples=2**33, batch_size=8)
+POSITION = Position(step=0, seed=1, data="digits", num_examples=2**33, batch_size=8)
 
 
 def state(seed=0, width=300, dtype=np.float32, optimizer=None):

@@ -6,12 +6,13 @@ import pytest
 from jaxdp.collectives.allreduce import BlockingAllreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
-from jaxdp.data.feed import padded
+from jaxdp.data.exchange import Rows
+from jaxdp.data.feed import make_batch
 from jaxdp.data.order import Deal
 from jaxdp.engines.local import LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task, reduced_shapes
+from jaxdp.step import Task, reduced_shapes
 
 OPTIONS = {
     "stage_sizes": (1,),
@@ -37,7 +38,7 @@ def step_on(num_devices, images, labels):
     optimizer = optax.sgd(0.0)
     state = engine.replicate(TrainState.create(*given_up, optimizer))
     rows, size = deal.rows_of(0), num_devices * deal.per_device
-    batch = Batch(*(padded(part, rows, size) for part in (images, labels, np.ones(len(labels), bool))))
+    batch = make_batch(Rows(images, labels, np.arange(len(labels))), np.zeros(len(labels)), places=rows, size=size)
     layout = Buckets.plan(reduced_shapes(state), bucket_bytes=1000)
     allreduce = BlockingAllreduce([Choice("ring")] * len(layout.members), AWorldOfOne())
     after, metrics = engine.train_step(task, optimizer, layout, allreduce)(state, engine.place(batch))

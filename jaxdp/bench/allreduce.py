@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdp import compat
-from jaxdp.bench import parse
+from jaxdp import compat, parse
 from jaxdp.collectives import auto
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import AUTO, MPI, WIRES, Choice

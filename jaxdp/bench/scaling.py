@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp.bench import parse
+from jaxdp import parse
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import DEFAULT_COLORS, Choice
 from jaxdp.collectives.cost import Link, Network

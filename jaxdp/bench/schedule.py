@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdp.bench import parse
+from jaxdp import parse
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
 from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.cost import Link, Network, counts

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdp import compat
-from jaxdp.bench import parse, step_parts, trace
+from jaxdp import compat, parse
+from jaxdp.bench import step_parts, trace
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.config import ENGINES

@@ -94,6 +94,7 @@ def make_parts(arguments: argparse.Namespace, world: World) -> Parts:
         rng.integers(0, 256, (arguments.batch, *shape), np.uint8),
         rng.integers(0, _NUM_CLASSES, arguments.batch).astype(np.int32),
         np.ones(arguments.batch, bool),
+        *np.zeros((2, arguments.batch), np.uint32),
     )
 
     # The parts run on the first device of this rank, by themselves.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-from jaxdp.bench import parse
+from jaxdp import parse
 from jaxdp.world import World
 
 

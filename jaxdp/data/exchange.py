@@ -1,11 +1,17 @@
-"""Rows between ranks: each rank gets those of its coming batches from the ranks that hold them."""
+"""Rows between nodes: each rank gets those of its coming batches from the nodes that hold them.
+
+A rank takes rows that its own node holds from the memory that the ranks of a node share; no byte of them crosses.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal
 from jaxdp.data.source import Split
 
@@ -13,46 +19,104 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-def exchange(split: Split, ids: np.ndarray, deal: Deal, comm: MPI.Intracomm) -> tuple[np.ndarray, np.ndarray]:
-    """Brings every rank the rows of its part of some global batches, in one Alltoallv each of images and labels.
+class Rows(NamedTuple):
+    """A rank's examples of one step, in their order.
 
-    Every rank knows who holds what and who needs what, so nobody asks: only rows cross.
+    Attributes:
+      images: uint8 [rows, H, W, C].
+      labels: int32 [rows].
+      ids: int64 [rows], which examples they are.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+
+
+def exchange(
+    split: Split, ids: np.ndarray, deal: Deal, nodes: Nodes, comm: MPI.Intracomm
+) -> tuple[np.ndarray, Iterator[Rows]]:
+    """This rank's rows of some global batches; what lies on other nodes has come when it returns.
+
+    Every rank knows who holds what and who needs what, so nobody asks: only rows cross, in one Alltoallv for all of the
+    steps.
 
     Args:
-      split: this rank's share.
+      split: what this rank's node holds.
       ids: int64 [num_steps, batch_size], the examples of the global batches; the same on all ranks.
       deal: which part of a batch is whose.
+      nodes: the world's.
       comm: one communicator on all ranks.
 
     Returns:
-      This rank's rows in the order of its examples: images uint8 [num_steps, rows, H, W, C] and labels int32
-      [num_steps, rows], with as many rows as the rank has examples of a batch.
+      Which examples have come, as whoever held them says: int64 [num_steps, rows]; and their rows, step by step.
     """
-    rank = comm.rank
-    owner_of = np.searchsorted(split.bounds, ids, side="right") - 1
-    taker_of = np.broadcast_to(np.searchsorted(deal.rank_bounds, np.arange(ids.shape[1]), side="right") - 1, ids.shape)
+    mine = ids[:, deal.rank_bounds[comm.rank] : deal.rank_bounds[comm.rank + 1]]
+    here = split.holder_of(mine) == split.node
+    images, labels, sent = _cross(split, ids, mine[~here], deal, nodes, comm)
+    delivered = mine.copy()
+    delivered[~here] = sent
+    ends = np.cumsum(np.sum(~here, axis=1))
 
-    # What leaves goes by taker, what arrives comes by owner; among those in the order of the batches.
-    mine = owner_of == rank
-    rows = ids[mine] - split.bounds[rank]
-    by_taker = np.argsort(taker_of[mine], kind="stable")
-    num_sent = np.bincount(taker_of[mine], minlength=comm.size)
-    wanted = owner_of[taker_of == rank]
-    by_owner = np.argsort(wanted, kind="stable")
-    num_received = np.bincount(wanted, minlength=comm.size)
+    def rows() -> Iterator[Rows]:
+        for wanted, is_here, first, end in zip(delivered, here, [0, *ends], ends, strict=False):
+            yield _merged(split, wanted, is_here, images[first:end], labels[first:end])
+
+    return delivered, rows()
+
+
+def _merged(split: Split, ids: np.ndarray, is_here: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Rows:
+    """The rows of a step, some of them here, the others, as given, from elsewhere."""
+    rows = ids[is_here] - split.first
+    here = taken(split.images_NHWC, rows), split.labels_N[rows]
+    if not len(labels):
+        return Rows(*here, ids)
+    merged = np.empty((ids.size, *images.shape[1:]), np.uint8), np.empty(ids.size, np.int32)
+    for whole, of_here, arrived in zip(merged, here, (images, labels), strict=True):
+        whole[is_here], whole[~is_here] = of_here, arrived
+    return Rows(*merged, ids)
+
+
+def _cross(
+    split: Split, ids: np.ndarray, wanted: np.ndarray, deal: Deal, nodes: Nodes, comm: MPI.Intracomm
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, labels and ids of the wanted examples, which other nodes hold, in their order."""
+    if nodes.count == 1:
+        return np.empty((0, *split.images_NHWC.shape[1:]), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    holder = split.holder_of(ids)
+    taker = np.searchsorted(deal.rank_bounds, np.arange(ids.shape[1]), side="right") - 1
+    crosses = holder != nodes.of_rank[taker]
+
+    # What leaves goes by taker, what arrives comes by sender; among those in the order of the batches.
+    leaves = crosses & (nodes.senders(holder, ids) == comm.rank)
+    takers = np.broadcast_to(taker, ids.shape)[leaves]
+    rows = ids[leaves][np.argsort(takers, kind="stable")] - split.first
+    num_sent = np.bincount(takers, minlength=comm.size)
+    senders = nodes.senders(split.holder_of(wanted), wanted)
+    by_sender = np.argsort(senders, kind="stable")
+    num_received = np.bincount(senders, minlength=comm.size)
 
     def cross(values: np.ndarray) -> np.ndarray:
-        sent = values[rows[by_taker]]
         received = np.empty((wanted.size, *values.shape[1:]), values.dtype)
         # Counts are in rows, not bytes, so that they stay far below 2^31.
         row = _row_type(values)
-        comm.Alltoallv([sent, num_sent, row], [received, num_received, row])
+        comm.Alltoallv([values, num_sent, row], [received, num_received, row])
         row.Free()
         in_order = np.empty_like(received)
-        in_order[by_owner] = received
-        return in_order.reshape(ids.shape[0], -1, *values.shape[1:])
+        in_order[by_sender] = received
+        return in_order
 
-    return cross(split.images_NHWC), cross(split.labels_N)
+    return cross(taken(split.images_NHWC, rows)), cross(split.labels_N[rows]), cross(rows + split.first)
+
+
+def taken(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The images of these rows, copied row by row.
+
+    NumPy copies elements of a fixed number of bytes several times as fast as small arrays.
+    """
+    row_bytes = math.prod(images.shape[1:])
+    of_rows = images.reshape(len(images), row_bytes).view(np.dtype((np.void, row_bytes)))[:, 0]
+    return np.take(of_rows, rows).view(np.uint8).reshape(len(rows), *images.shape[1:])
 
 
 def _row_type(values: np.ndarray) -> MPI.Datatype:

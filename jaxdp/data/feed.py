@@ -1,15 +1,18 @@
-"""Batches onto the devices, ahead of the step, on a thread."""
+"""Batches onto the devices, ahead of the step, on threads."""
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from jaxdp.data.exchange import exchange
+from jaxdp.data.audit import Audit
+from jaxdp.data.exchange import Rows, exchange
+from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.source import Split
 from jaxdp.step import Batch
@@ -17,28 +20,57 @@ from jaxdp.step import Batch
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+T = TypeVar("T")
+
 
 def batches(
     split: Split,
     *,
     order: Order,
     deal: Deal,
+    nodes: Nodes,
     comm: MPI.Intracomm,
     steps: range,
     steps_per_exchange: int,
 ) -> Iterator[Batch]:
-    """This rank's part of the global batches of these steps, as host arrays; every rank must take all of them."""
-    rows = deal.rows_of(comm.rank)
+    """This rank's part of the global batches of these steps, as host arrays; every rank must take all of them.
+
+    The rows of the next exchange cross, on a thread of their own, while those of the last one are handed out.
+    """
+    places = deal.rows_of(comm.rank)
     size = deal.devices_per_rank * deal.per_device
-    # Windows lie at fixed steps whatever the first step is, so that a resumed run has the same exchanges.
-    first = steps.start
-    while first < steps.stop:
-        end = min(steps.stop, (first // steps_per_exchange + 1) * steps_per_exchange)
-        for images, labels in zip(*exchange(split, order.examples(first, end), deal, comm), strict=True):
-            yield Batch(
-                padded(images, rows, size), padded(labels, rows, size), padded(np.ones(len(rows), bool), rows, size)
-            )
-        first = end
+    mine = slice(*deal.rank_bounds[comm.rank : comm.rank + 2])
+
+    def windows() -> Iterator[tuple[np.ndarray, Iterator[Rows]]]:
+        audit = Audit(order, steps.start)
+        # Windows lie at fixed steps whatever the first step is, so that a resumed run has the same exchanges.
+        first = steps.start
+        while first < steps.stop:
+            end = min(steps.stop, (first // steps_per_exchange + 1) * steps_per_exchange)
+            epochs = order.epochs(first, end)[:, mine]
+            delivered, rows = exchange(split, order.examples(first, end), deal, nodes, comm)
+            audit.add(delivered.ravel(), epochs.ravel())
+            audit.settle(end, comm)
+            yield epochs, rows
+            first = end
+
+    for epochs, rows in Ahead(windows(), lambda window: window, depth=1):
+        for epoch_B, of_step in zip(epochs, rows, strict=True):
+            yield make_batch(of_step, epoch_B, places=places, size=size)
+
+
+def make_batch(rows: Rows, epochs: np.ndarray, *, places: np.ndarray, size: int) -> Batch:
+    """Examples on their places of a batch of so many, the others masked padding.
+
+    Args:
+      rows: the examples.
+      epochs: int64 [rows], in which each is seen.
+      places: int64 [rows].
+      size: of the batch.
+    """
+    real = np.ones(len(rows.labels), bool)
+    arrays = (rows.images, rows.labels, real, rows.ids.astype(np.uint32), epochs.astype(np.uint32))
+    return Batch(*(padded(values, places, size) for values in arrays))
 
 
 def padded(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
@@ -59,30 +91,43 @@ def padded(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
     return result
 
 
-def ahead(host_batches: Iterator[Batch], place: Callable[[Batch], Batch], *, depth: int) -> Iterator[Batch]:
-    """Puts batches onto the devices on a thread, so many ahead of their use.
-
-    An exception of the thread comes out of the iterator.
+class Ahead(Generic[T]):
+    """What an iterator gives, made on a thread ahead of its use; an exception of the thread comes out here.
 
     Args:
-      host_batches: consumed on the thread.
-      place: host arrays to device arrays.
-      depth: batches ahead, 1 or more.
+      items: consumed on the thread.
+      place: what becomes of each item, on the thread.
+      depth: of those that are ready, 1 or more.
     """
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
 
-    def fill() -> None:
+    def __init__(self, items: Iterator[Any], place: Callable[[Any], T], *, depth: int):
+        self._ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+        self._thread = threading.Thread(target=self._fill, args=(items, place), name="jaxdp-feed", daemon=True)
+        self._waited = 0.0
+
+    def _fill(self, items: Iterator[Any], place: Callable[[Any], T]) -> None:
         try:
-            for batch in host_batches:
-                ready.put(place(batch))
-            ready.put(None)
+            for item in items:
+                self._ready.put((True, place(item)))
+            self._ready.put((False, None))
         except BaseException as error:
-            ready.put(error)
+            self._ready.put((False, error))
 
-    thread = threading.Thread(target=fill, name="jaxdp-feed", daemon=True)
-    thread.start()
-    while (batch := ready.get()) is not None:
-        if isinstance(batch, BaseException):
-            raise batch
-        yield batch
-    thread.join()
+    def __iter__(self) -> Iterator[T]:
+        """Starts the thread; once."""
+        self._thread.start()
+        while True:
+            start = time.perf_counter()
+            more, item = self._ready.get()
+            self._waited += time.perf_counter() - start
+            if not more:
+                break
+            yield item
+        self._thread.join()
+        if item is not None:
+            raise item
+
+    def take_waited(self) -> float:
+        """Seconds that the consumer has waited since this was asked last."""
+        waited, self._waited = self._waited, 0.0
+        return waited

@@ -53,13 +53,23 @@ class Order:
         Returns:
           int64 [end_step - first_step, batch_size].
         """
-        positions = np.arange(first_step * self.batch_size, end_step * self.batch_size)
-        epochs, offsets = np.divmod(positions, self.num_examples)
-        ids = np.empty_like(positions)
+        epochs, offsets = np.divmod(self._positions(first_step, end_step), self.num_examples)
+        ids = np.empty_like(epochs)
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
-            ids[here] = _cached_permutation(self.num_examples, self.seed, epoch)[offsets[here]]
-        return ids.reshape(-1, self.batch_size)
+            ids[here] = self.permutation(epoch)[offsets[here]]
+        return ids
+
+    def epochs(self, first_step: int, end_step: int) -> np.ndarray:
+        """The epoch in which each of them is seen, likewise."""
+        return self._positions(first_step, end_step) // self.num_examples
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """int64 [num_examples]: the order of an epoch; not to be written to."""
+        return _cached_permutation(self.num_examples, self.seed, epoch)
+
+    def _positions(self, first_step: int, end_step: int) -> np.ndarray:
+        return np.arange(first_step * self.batch_size, end_step * self.batch_size).reshape(-1, self.batch_size)
 
 
 @functools.lru_cache(maxsize=2)

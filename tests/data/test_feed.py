@@ -1,7 +1,9 @@
+import time
+
 import numpy as np
 import pytest
 
-from jaxdp.data.feed import ahead, padded
+from jaxdp.data.feed import Ahead, padded
 
 
 def test_rows_go_to_their_places_and_the_rest_is_zero():
@@ -11,15 +13,13 @@ def test_rows_go_to_their_places_and_the_rest_is_zero():
 
 
 def test_batches_come_in_order():
-    assert list(ahead(iter(range(20)), lambda batch: batch * 2, depth=3)) == [2 * batch for batch in range(20)]
+    assert list(Ahead(iter(range(20)), lambda batch: batch * 2, depth=3)) == [2 * batch for batch in range(20)]
 
 
 def test_no_more_than_the_asked_number_is_ahead():
     placed = []
-    batches = ahead(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2)
+    batches = iter(Ahead(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2))
     next(batches)
-    import time
-
     time.sleep(0.2)
     assert len(placed) <= 1 + 2 + 1
     list(batches)
@@ -30,7 +30,19 @@ def test_an_exception_of_the_thread_comes_out():
         yield 1
         raise RuntimeError("in the thread")
 
-    batches = ahead(fails(), lambda batch: batch, depth=2)
+    batches = iter(Ahead(fails(), lambda batch: batch, depth=2))
     assert next(batches) == 1
     with pytest.raises(RuntimeError, match="in the thread"):
         next(batches)
+
+
+def test_the_time_that_the_consumer_waits_is_told_once():
+    def slow():
+        for item in range(3):
+            time.sleep(0.05)
+            yield item
+
+    fed = Ahead(slow(), lambda item: item, depth=1)
+    list(fed)
+    assert fed.take_waited() > 0.1
+    assert fed.take_waited() == 0

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -9,9 +10,25 @@ from PIL import Image
 
 from configs.digits import get_config
 from jaxdp.config import Config
-from jaxdp.data.source import _write_digits, open_source
+from jaxdp.data import memory
+from jaxdp.data import source as source_module
+from jaxdp.data.source import _write_digits, check_memory, open_source
 
 CONFIG = Config.from_dict(get_config().to_dict()).data
+
+
+class World:
+    """A rank of a world whose ranks have a node each, as far as reading needs one."""
+
+    def __init__(self, rank=0, size=1):
+        self.rank, self.size, self.threads = rank, size, 2
+        self.leaders, self.local_size, self.host = tuple(range(size)), 1, "here"
+
+    def shared_array(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+    def together(self):
+        return contextlib.nullcontext()
 
 
 def png(pixels):
@@ -64,7 +81,7 @@ def test_digits_are_all_there_once(digits):
     from sklearn.datasets import load_digits
 
     source = open_source(digits)
-    splits = [source.read(split, rank=0, num_ranks=1) for split in ("train", "test")]
+    splits = [source.read(split, World()) for split in ("train", "test")]
     assert [len(split.labels_N) for split in splits] == [1437, 360]
     read = np.concatenate([split.images_NHWC for split in splits])[..., 0]
     originals = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
@@ -85,7 +102,7 @@ def test_digits_are_written_once(digits):
 def test_another_set_loads_by_its_name_in_shares(tmp_path, num_ranks):
     source = open_source(make_data_set(tmp_path, "stripes"))
     assert (source.name, source.image_shape, source.num_classes) == ("stripes/2.0.0", (5, 6, 3), 4)
-    shares = [source.read("train", rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
+    shares = [source.read("train", World(rank, num_ranks)) for rank in range(num_ranks)]
     assert {share.num_examples for share in shares} == {23}
     assert max(len(share.labels_N) for share in shares) == -(-23 // num_ranks)
     images = np.concatenate([share.images_NHWC for share in shares])
@@ -107,7 +124,7 @@ def test_a_missing_set_is_named_with_the_remedy(tmp_path):
         ({"file_format": "riegeli"}, "in array_record format, 'odd' in .* is in riegeli"),
         ({"splits": ("train", "validation")}, "'odd' has train, validation"),
         ({"label": False}, "'odd' has image"),
-        ({"shape": (None, None, 3)}, r"of one shape, those of 'odd' are uint8 of \(None, None, 3\)"),
+        ({"shape": (None, None, 3)}, r"of 'odd' have many sizes, \(None, None, 3\): set config.data.stored_size"),
         ({"shape": (5, 6, 4)}, "give one value, or one a channel"),
     ],
 )
@@ -133,4 +150,62 @@ def test_a_damaged_record_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"examples 0 to 22 of the split 'train' of broken/2\.0\.0 .* prepare the data"
     ):
-        source.read("train", rank=0, num_ranks=1)
+        source.read("train", World())
+
+
+@pytest.mark.parametrize("stored_size", [4, 8])
+def test_images_are_fitted_to_the_stored_size(tmp_path, stored_size):
+    config = dataclasses.replace(make_data_set(tmp_path, "many", shape=(None, 6, 3)), stored_size=stored_size)
+    source = open_source(config)
+    assert source.image_shape == (stored_size, stored_size, 3)
+    images = source.read("train", World()).images_NHWC
+    assert sorted(images[:, 0, 0, 0].tolist()) == list(range(23))
+    assert (images == images[:, :1, :1, :1]).all()
+
+
+def test_the_middle_of_an_image_is_kept_whole():
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 255
+    assert (source_module._fitted(wide, (10, 10, 3)) == 255).all()
+    grey = source_module._fitted(wide[..., :1], (5, 5, 1))
+    assert grey.shape == (5, 5, 1)
+    assert grey[:, 1:-1].min() > 250
+
+
+def test_a_view_larger_than_the_images_is_refused(digits):
+    with pytest.raises(ValueError, match=r"config\.data\.image_size is 9, but images are held as"):
+        open_source(dataclasses.replace(digits, image_size=9))
+
+
+def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypatch):
+    source = open_source(digits)
+    free = 1000
+    monkeypatch.setattr(memory, "free_bytes", lambda *, shared: (free + 0 * shared, "in RAM"))
+    with pytest.raises(ValueError, match=r"0\.00 GiB of memory on here, 1 of 3 nodes .* 0\.00 GiB left in RAM: start"):
+        check_memory(source, World(0, 3))
+    free = (source.nbytes("train") + source.nbytes("test")) // 3
+    check_memory(source, World(0, 3))
+
+
+def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
+    monkeypatch.setattr(memory, "_MEMINFO", info)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_SHARED", tmp_path)
+    assert memory.free_bytes(shared=False) == (500 * 1024, "in RAM")
+    (tmp_path / "memory.current").write_text("1000\n")
+    for most, expected in [("max", (500 * 1024, "in RAM")), ("3000", (2000, "in its control group"))]:
+        (tmp_path / "memory.max").write_text(most + "\n")
+        assert memory.free_bytes(shared=False) == expected
+    assert memory.free_bytes(shared=True)[0] <= 2000
+
+
+def test_a_data_set_that_has_changed_has_another_fingerprint(tmp_path):
+    before = open_source(make_data_set(tmp_path / "one", "same")).fingerprint
+    assert open_source(make_data_set(tmp_path / "two", "same")).fingerprint == before
+    info = tmp_path / "two" / "same" / "2.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"23"', '"22"'))
+    changed = open_source(dataclasses.replace(CONFIG, name="same", dir=str(tmp_path / "two"))).fingerprint
+    assert changed != before
+    assert changed.startswith("same/2.0.0 ")

@@ -3,16 +3,40 @@ import pytest
 
 from jaxdp.data.exchange import exchange
 from jaxdp.data.feed import batches
-from jaxdp.data.order import Deal, Order, even_bounds
+from jaxdp.data.nodes import Nodes
+from jaxdp.data.order import Deal, Order
 from jaxdp.data.source import Split
 
 
-def share(world, num_examples):
+def all_nodes(world):
+    """Every rank on a node of its own; all on one; ranks dealt to two nodes in turn; all but the last on one."""
+    size = world.size
+    yield Nodes(tuple(range(size)))
+    yield Nodes((0,) * size)
+    yield Nodes(tuple(rank % 2 for rank in range(size)))
+    yield Nodes((0,) * (size - 1) + (size - 1,))
+
+
+def share(world, nodes, num_examples):
     """Rows that tell which example they are."""
-    bounds = even_bounds(num_examples, world.size)
-    ids = np.arange(bounds[world.rank], bounds[world.rank + 1])
+    bounds, node = nodes.bounds(num_examples), int(nodes.of_rank[world.rank])
+    ids = np.arange(bounds[node], bounds[node + 1])
     images = np.stack([ids % 251, ids // 251], axis=-1).astype(np.uint8).reshape(-1, 2, 1, 1)
-    return Split(bounds, images, ids.astype(np.int32))
+    return Split(bounds, node, images, ids.astype(np.int32), nodes.part_of(world.rank, num_examples))
+
+
+class Counting:
+    """A communicator that counts the rows that cross."""
+
+    def __init__(self, comm):
+        self.comm, self.rows = comm, 0
+
+    def __getattr__(self, name):
+        return getattr(self.comm, name)
+
+    def Alltoallv(self, sent, received):  # noqa: N802
+        self.rows += int(np.sum(sent[1])) - int(sent[1][self.comm.rank])
+        self.comm.Alltoallv(sent, received)
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(100, 8), (7, 4), (1000, 37), (2, 5), (40, 64)])
@@ -21,11 +45,26 @@ def test_every_rank_gets_its_rows_of_every_batch(world, num_examples, batch_size
     batch_size = max(batch_size, world.size)
     deal = Deal(batch_size, world.size, devices)
     ids = Order(num_examples, batch_size, seed=3).examples(2, 9)
-    images, labels = exchange(share(world, num_examples), ids, deal, world.data_comm)
     mine = ids[:, deal.rank_bounds[world.rank] : deal.rank_bounds[world.rank + 1]]
-    np.testing.assert_array_equal(labels, mine)
-    np.testing.assert_array_equal(images[..., 0, 0, 0], mine % 251)
-    np.testing.assert_array_equal(images[..., 1, 0, 0], mine // 251)
+    for nodes in all_nodes(world):
+        delivered, rows = exchange(share(world, nodes, num_examples), ids, deal, nodes, world.data_comm)
+        np.testing.assert_array_equal(delivered, mine)
+        for (images, labels, of_step), wanted in zip(rows, mine, strict=True):
+            np.testing.assert_array_equal(of_step, wanted)
+            np.testing.assert_array_equal(labels, wanted)
+            np.testing.assert_array_equal(images[..., 0, 0, 0], wanted % 251)
+            np.testing.assert_array_equal(images[..., 1, 0, 0], wanted // 251)
+
+
+def test_nothing_crosses_between_ranks_of_a_node(world):
+    deal, ids = Deal(8, world.size, 1), Order(100, 8, seed=3).examples(0, 20)
+    for nodes in all_nodes(world):
+        comm = Counting(world.data_comm)
+        exchange(share(world, nodes, 100), ids, deal, nodes, comm)
+        taker = np.searchsorted(deal.rank_bounds, np.arange(8), side="right") - 1
+        holder = np.searchsorted(nodes.bounds(100), ids, side="right") - 1
+        # Three arrays cross: images, labels and ids.
+        assert sum(world.allgather(comm.rows)) == 3 * np.sum(holder != nodes.of_rank[taker])
 
 
 @pytest.mark.parametrize("steps_per_exchange", [1, 4, 100])
@@ -33,16 +72,28 @@ def test_the_examples_of_a_step_depend_on_nothing_but_the_seed(world, steps_per_
     order = Order(50, 12, seed=1)
     deal = Deal(12, world.size, 2)
     steps = range(3, 17)
-    fed = batches(
-        share(world, 50),
-        order=order,
-        deal=deal,
-        comm=world.data_comm,
-        steps=steps,
-        steps_per_exchange=steps_per_exchange,
-    )
-    for step, batch in zip(steps, fed, strict=True):
-        assert len(batch.label_B) == deal.per_device * 2
-        mine = batch.label_B[batch.mask_B].tolist()
-        everyones = [example for examples in world.allgather(mine) for example in examples]
-        assert everyones == order.examples(step, step + 1)[0].tolist()
+    for nodes in all_nodes(world):
+        fed = batches(
+            share(world, nodes, 50),
+            order=order,
+            deal=deal,
+            nodes=nodes,
+            comm=world.data_comm,
+            steps=steps,
+            steps_per_exchange=steps_per_exchange,
+        )
+        for step, batch in zip(steps, fed, strict=True):
+            assert len(batch.label_B) == deal.per_device * 2
+            real = batch.mask_B
+            mine = list(zip(batch.label_B[real], batch.id_B[real], batch.epoch_B[real], strict=True))
+            everyones = [example for examples in world.allgather(mine) for example in examples]
+            ids = order.examples(step, step + 1)[0].tolist()
+            assert everyones == list(zip(ids, ids, order.epochs(step, step + 1)[0], strict=True))
+
+
+def test_ranks_of_a_node_share_one_array(world):
+    shared = world.shared_array((world.local_size, 5), np.int32)
+    shared[world.local_rank] = world.local_rank
+    world.barrier()
+    np.testing.assert_array_equal(shared, np.repeat(np.arange(world.local_size)[:, None], 5, axis=1))
+    assert world.shared_array((0, 3), np.uint8).shape == (0, 3)

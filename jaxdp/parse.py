@@ -1,4 +1,4 @@
-"""Command lines of the benchmarks: flags that argparse reads, mistakes in them as ValueError."""
+"""Command lines that argparse reads: flags, mistakes in them as ValueError."""
 
 from __future__ import annotations
 

@@ -1,0 +1,60 @@
+"""Proof, epoch by epoch, that every example was delivered exactly once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxdp.data.order import Order
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+
+class Audit:
+    """Adds up what this rank was given in each epoch, and compares the sum over all ranks with what the order holds.
+
+    Args:
+      order: of the run.
+      first_step: of this job; what was given before it, another one has seen.
+    """
+
+    def __init__(self, order: Order, first_step: int):
+        self._order = order
+        self._first = first_step * order.batch_size
+        # Of each epoch that has begun and is not settled: how many, and the sum of their hashes.
+        self._given: dict[int, np.ndarray] = {}
+        self._settled = self._first // order.num_examples
+
+    def add(self, ids: np.ndarray, epochs: np.ndarray) -> None:
+        """Takes down which examples have come, in which epochs: int64 [n] each."""
+        for epoch in np.unique(epochs).tolist():
+            self._given[epoch] = self._given.get(epoch, _summary(ids[:0])) + _summary(ids[epochs == epoch])
+
+    def settle(self, end_step: int, comm: MPI.Intracomm) -> None:
+        """Compares all epochs that end by this step; all ranks call it together.
+
+        Raises:
+          RuntimeError: in one of them an example was left out, or came twice.
+        """
+        size = self._order.num_examples
+        for epoch in range(self._settled, end_step * self._order.batch_size // size):
+            total = np.empty(2, np.uint64)
+            comm.Allreduce(self._given.pop(epoch, _summary(np.empty(0, np.int64))), total)
+            expected = _summary(self._order.permutation(epoch)[max(0, self._first - epoch * size) :])
+            if (total != expected).any():
+                raise RuntimeError(
+                    f"every example is delivered once an epoch, and was not in epoch {epoch}: the ranks were given "
+                    f"{total[0]} examples with the checksum {total[1]:016x}, the order has {expected[0]} with "
+                    f"{expected[1]:016x}: this is a fault of jaxdp or of the machine's memory"
+                )
+            self._settled = epoch + 1
+
+
+def _summary(ids: np.ndarray) -> np.ndarray:
+    """uint64 [2]: how many, and the sum of their hashes (SplitMix64; Steele, Lea and Flood 2014)."""
+    z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.array([ids.size, np.sum(z ^ (z >> np.uint64(31)), dtype=np.uint64)], np.uint64)

@@ -1,0 +1,157 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.digits import get_config
+from jaxdp.config import Config
+from jaxdp.data import prepare as command
+from jaxdp.data.prepare import prepare, write_shard
+from jaxdp.data.source import open_source
+from tests.data.test_source import World
+
+CONFIG = Config.from_dict(get_config().to_dict()).data
+
+
+def write(path, shade, *, size=(12, 9), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size[1], size[0], 3), shade, np.uint8)).convert(mode).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Shades that tell class and example; PNG and JPEG, RGB and grey, of several sizes."""
+    source = tmp_path / "photos"
+    for index in range(10):
+        write(source / "train/cat" / f"{index}.png", index, size=(12 + index, 9))
+        write(source / "train/dog/deep" / f"{index}.JPG", 100 + index, mode="L" if index % 2 else "RGB")
+    write(source / "val/cat/a.jpeg", 50)
+    write(source / "val/dog/b.png", 150)
+    (source / "train/cat/notes.txt").write_text("no image, by its name")
+    return source
+
+
+def read(folder, name, split):
+    source = open_source(dataclasses.replace(CONFIG, name=name, dir=str(folder), stored_size=4))
+    held = source.read(split, World())
+    return source, sorted(zip(held.images_NHWC[:, 2, 2, 0].tolist(), held.labels_N.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_folders_become_a_data_set(photos, tmp_path, monkeypatch, processes):
+    if processes == 1:
+        monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
+    said = prepare(photos, "pets", tmp_path / "sets", processes=processes)
+    source, train = read(tmp_path / "sets", "pets", "train")
+    assert said.endswith("MiB")
+    assert "20 + 2 images of 2 classes" in said
+    assert source.num_classes == 2
+    assert train == [(index, 0) for index in range(10)] + [(100 + index, 1) for index in range(10)]
+    assert read(tmp_path / "sets", "pets", "test")[1] == [(50, 0), (150, 1)]
+    names = {path.name for path in (tmp_path / "sets/pets/1.0.0").iterdir()}
+    shards = {name for name in names if "array_record" in name}
+    assert names - shards == {"dataset_info.json", "features.json", "label.labels.txt"}
+    assert len(shards) > 2 if processes == 1 else len(shards) == 2
+    with pytest.raises(ValueError, match=r"there is a data set in .* already"):
+        prepare(photos, "pets", tmp_path / "sets")
+
+
+def test_what_is_no_image_is_left_out_counted_and_named(photos, tmp_path):
+    whole = (photos / "train/cat/3.png").read_bytes()
+    (photos / "train/cat/3.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "train/dog/empty.jpg").touch()
+    said = prepare(photos, "pets", tmp_path / "sets")
+    assert "19 + 2 images" in said
+    assert "2 files are no images and were left out" in said
+    noted = (tmp_path / "sets/pets/1.0.0/unreadable.txt").read_text()
+    for name in ("3.png", "empty.jpg"):
+        assert name in said
+        assert name in noted
+    assert (3, 0) not in read(tmp_path / "sets", "pets", "train")[1]
+
+
+def test_larger_images_are_resized(photos, tmp_path):
+    prepare(photos, "small", tmp_path / "sets", size=6)
+    records = open_source(dataclasses.replace(CONFIG, name="small", dir=str(tmp_path / "sets"), stored_size=4))
+    shapes = {record["image"].shape for record in records.builder.as_data_source(split="test")}
+    assert shapes == {(6, 8, 3)}
+
+
+def test_started_again_it_goes_on(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
+    monkeypatch.setattr(command, "_write_metadata", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(photos, "pets", tmp_path / "sets")
+    monkeypatch.undo()
+    monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
+    begun = tmp_path / "sets/pets/1.0.0.begun"
+    first, *others = sorted(path for path in begun.iterdir() if path.name[-5:].isdigit())
+    assert others
+    kept = {path: path.stat().st_mtime_ns for path in others}
+    first.rename(first.with_name(f"{first.name}.half"))
+
+    # Half a data set is none.
+    with pytest.raises(ValueError, match="there is no data set 'pets'"):
+        read(tmp_path / "sets", "pets", "train")
+    write(photos / "val/dog/new.png", 1)
+    with pytest.raises(ValueError, match="begun with other files or another --size: remove it"):
+        prepare(photos, "pets", tmp_path / "sets")
+    (photos / "val/dog/new.png").unlink()
+    prepare(photos, "pets", tmp_path / "sets")
+    folder = tmp_path / "sets/pets/1.0.0"
+    assert {path: (folder / path.name).stat().st_mtime_ns for path in kept} == kept
+    assert len(read(tmp_path / "sets", "pets", "train")[1]) == 20
+
+
+def test_a_shard_is_there_whole_or_not_at_all(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_image", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    classes, splits = command._listed(photos)
+    (shard,) = [shard for shard in command._shards(splits, tmp_path, None) if shard.split == "train"]
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(shard, "pets", classes)
+    assert not shard.path("pets").exists()
+    monkeypatch.undo()
+    assert write_shard(shard, "pets", classes).examples == 20
+    assert json.loads(shard.path("pets").with_name(f"{shard.path('pets').name}.json").read_text())["examples"] == 20
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda source: (source / "train").rename(source / "trains"),
+            "needs one folder of train for the split 'train'",
+        ),
+        (
+            lambda source: (source / "test").mkdir(),
+            "needs one folder of test, validation, val .* it has .*test and .*val",
+        ),
+        (lambda source: write(source / "val/bird/a.png", 1), "bird is a class that .*train does not have"),
+        (lambda source: [path.unlink() for path in source.glob("val/*/*")], "there is no image in .*val/CLASS"),
+        (lambda source: [path.write_text("") for path in source.glob("val/*/*")], "no file of the split 'test' is an"),
+    ],
+)
+def test_folders_that_are_not_as_they_must_be_are_named(photos, tmp_path, spoil, message):
+    spoil(photos)
+    with pytest.raises(ValueError, match=message):
+        prepare(photos, "pets", tmp_path / "sets")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--source=nowhere", "--name=pets"], "jaxdp: error: there is no folder nowhere"),
+        (["--source=.", "--name=My-Pets"], "jaxdp: error: the name of a data set has small letters"),
+        (["--name=pets"], "jaxdp: error: the command line cannot be understood: "),
+    ],
+)
+def test_a_mistake_is_one_message(words, message):
+    ended = subprocess.run(
+        [sys.executable, "-m", "jaxdp.data.prepare", *words], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert ended.stderr.startswith(message)
