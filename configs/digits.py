@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.name = "digits"
     config.data.dir = config_dict.placeholder(str)
+    config.data.train_split = "train"
+    config.data.test_split = "test"
     config.data.mean = (0.306,)
     config.data.std = (0.376,)
     config.data.stored_size = config_dict.placeholder(int)

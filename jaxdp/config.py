@@ -34,8 +34,10 @@ class DataConfig:
     """The data set and its way to the devices.
 
     Attributes:
-      name: of a TFDS image classification set prepared as array_record, or "digits".
+      name: of a TFDS image classification set prepared as array_record; "digits"; or
+        "synthetic:TRAIN:TEST:SIZE:CLASSES" for noise.
       dir: the folder with the prepared sets; None for TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      train_split, test_split: names of the splits to train on and to evaluate on.
       mean, std: of the pixels in 0..1, one value or one a channel; images are normalised with them.
       stored_size: height and width of images in memory: the shorter side is resized, the middle cut out; None for
         images as they are in the set, which must all have one size.
@@ -46,6 +48,8 @@ class DataConfig:
 
     name: str
     dir: str | None
+    train_split: str
+    test_split: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stored_size: int | None

@@ -16,9 +16,11 @@ from jaxdp.collectives.buckets import Buckets
 from jaxdp.config import Config
 from jaxdp.data import feed
 from jaxdp.data.augment import Augmentation
+from jaxdp.data.catalog import open_source
 from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal, Order
-from jaxdp.data.source import Source, Split, check_memory, open_source, prepare_digits
+from jaxdp.data.source import Source, Split, check_memory
+from jaxdp.data.tfds_source import prepare_digits
 from jaxdp.engines import Engine, make_engine
 from jaxdp.evaluation import Evaluation
 from jaxdp.metrics import read_metrics
@@ -172,7 +174,7 @@ def build(config: Config, world: World) -> Run:
     world.require_equal("number of local devices", engine.num_devices)
     world.require_equal("version of jaxdp", __version__)
     world.require_equal("data set", source.fingerprint)
-    plan = Plan.of(config, source.num_examples("train"))
+    plan = Plan.of(config, source.sizes["train"])
     deal = Deal(config.batch_size, world.size, engine.num_devices)
     learning_rate = jax.jit(make_schedule(config.schedule, plan))
     optimizer = make_optimizer(config.optimizer, learning_rate, params)

@@ -102,19 +102,18 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
     ("ranks", "devices", "arguments"),
     [
         (0, 1, SHORT),
-        (1, 1, SHORT),
         (3, 1, SHORT),
         (2, 2, SHORT),
         (3, 1, (*SHORT, RESNET)),
         (4, 1, (*SHORT, *LARS)),
     ],
-    ids=["without mpirun", "1", "3", "2x2 devices", "resnet on 3", "lars on 4"],
+    ids=["without mpirun", "3", "2x2 devices", "resnet on 3", "lars on 4"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
     name = request.node.callspec.id.replace(" ", "-")
     whole, parts = f"whole-{name}", f"parts-{name}"
     jobs.train(ranks, whole, *arguments, devices=devices)
-    for stop in (1, 20, 29):
+    for stop in (1, 29):
         ended = jobs.train(ranks, parts, *arguments, f"--stop_at_step={stop}", devices=devices)
         assert f"stopped at step {stop}" in ended.out
     ended = jobs.train(ranks, parts, *arguments, devices=devices)

@@ -10,8 +10,8 @@ from PIL import Image
 from configs.digits import get_config
 from jaxdp.config import Config
 from jaxdp.data import prepare as command
+from jaxdp.data.catalog import open_source
 from jaxdp.data.prepare import prepare, write_shard
-from jaxdp.data.source import open_source
 from tests.data.test_source import World
 
 CONFIG = Config.from_dict(get_config().to_dict()).data
@@ -77,7 +77,7 @@ def test_what_is_no_image_is_left_out_counted_and_named(photos, tmp_path):
 def test_larger_images_are_resized(photos, tmp_path):
     prepare(photos, "small", tmp_path / "sets", size=6)
     records = open_source(dataclasses.replace(CONFIG, name="small", dir=str(tmp_path / "sets"), stored_size=4))
-    shapes = {record["image"].shape for record in records.builder.as_data_source(split="test")}
+    shapes = {record["image"].shape for record in records.records("test").__getitems__(range(2))}
     assert shapes == {(6, 8, 3)}
 
 

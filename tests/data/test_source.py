@@ -12,7 +12,9 @@ from configs.digits import get_config
 from jaxdp.config import Config
 from jaxdp.data import memory
 from jaxdp.data import source as source_module
-from jaxdp.data.source import _write_digits, check_memory, open_source
+from jaxdp.data.catalog import open_source
+from jaxdp.data.source import check_memory
+from jaxdp.data.tfds_source import _write_digits
 
 CONFIG = Config.from_dict(get_config().to_dict()).data
 
@@ -122,7 +124,7 @@ def test_a_missing_set_is_named_with_the_remedy(tmp_path):
     ("options", "message"),
     [
         ({"file_format": "riegeli"}, "in array_record format, 'odd' in .* is in riegeli"),
-        ({"splits": ("train", "validation")}, "'odd' has train, validation"),
+        ({"splits": ("train", "validation")}, r"test_split is 'test', 'odd' has the splits train, validation"),
         ({"label": False}, "'odd' has image"),
         ({"shape": (None, None, 3)}, r"of 'odd' have many sizes, \(None, None, 3\): set config.data.stored_size"),
         ({"shape": (5, 6, 4)}, "give one value, or one a channel"),
@@ -209,3 +211,28 @@ def test_a_data_set_that_has_changed_has_another_fingerprint(tmp_path):
     changed = open_source(dataclasses.replace(CONFIG, name="same", dir=str(tmp_path / "two"))).fingerprint
     assert changed != before
     assert changed.startswith("same/2.0.0 ")
+
+
+def test_the_splits_to_use_can_be_named(tmp_path):
+    config = make_data_set(tmp_path, "named", splits=("train", "validation"))
+    source = open_source(dataclasses.replace(config, test_split="validation"))
+    assert source.sizes == {"train": 23, "test": 7}
+    assert sorted(source.read("test", World()).images_NHWC[:, 0, 0, 0].tolist()) == list(range(7))
+
+
+def test_made_up_data_is_the_same_for_any_number_of_ranks():
+    source = open_source(dataclasses.replace(CONFIG, name="synthetic:20:6:5:4"))
+    assert (source.sizes, source.image_shape, source.num_classes) == ({"train": 20, "test": 6}, (5, 5, 3), 4)
+    whole = source.read("train", World())
+    parts = [source.read("train", World(rank, 3)) for rank in range(3)]
+    np.testing.assert_array_equal(np.concatenate([part.images_NHWC for part in parts]), whole.images_NHWC)
+    assert np.concatenate([part.labels_N for part in parts]).tolist() == [example % 4 for example in range(20)]
+    assert len(np.unique(whole.images_NHWC.reshape(20, -1), axis=0)) == 20
+    assert 100 < whole.images_NHWC.mean() < 155
+    assert (source.read("test", World()).images_NHWC[0] != whole.images_NHWC[0]).any()
+
+
+@pytest.mark.parametrize("name", ["synthetic:", "synthetic:1:2:3", "synthetic:1:0:8:8", "synthetic:a:b:c:d"])
+def test_made_up_data_that_is_not_said_in_full_is_refused(name):
+    with pytest.raises(ValueError, match="made-up data is written synthetic:TRAIN:TEST:SIZE:CLASSES"):
+        open_source(dataclasses.replace(CONFIG, name=name))

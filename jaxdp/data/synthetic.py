@@ -1,0 +1,52 @@
+"""Made-up data for benchmarks: noise, which needs no files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxdp.data.source import Source
+
+PREFIX = "synthetic:"
+
+
+def open_synthetic(name: str) -> Source:
+    """The data set of a name like synthetic:50000:10000:32:10 (TRAIN:TEST:SIZE:CLASSES).
+
+    Raises:
+      ValueError: the name is not of this form.
+    """
+    try:
+        num_train, num_test, size, num_classes = map(int, name.removeprefix(PREFIX).split(":"))
+    except ValueError:
+        num_train = num_test = size = num_classes = 0
+    if min(num_train, num_test, size, num_classes) < 1:
+        raise ValueError(
+            f"made-up data is written synthetic:TRAIN:TEST:SIZE:CLASSES, as synthetic:50000:10000:32:10, not {name!r}"
+        )
+    shape = (size, size, 3)
+    return Source(
+        name=name,
+        where="memory",
+        sizes={"train": num_train, "test": num_test},
+        image_shape=shape,
+        num_classes=num_classes,
+        records=lambda split: _Noise(shape, num_classes, seed=split == "test"),
+        content=name,
+    )
+
+
+class _Noise:
+    """Random images, the same ones for ever; an example's label is its number modulo the number of classes."""
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int):
+        self._shape, self._num_classes, self._seed = shape, num_classes, seed
+
+    def __getitems__(self, examples: range) -> Iterator[dict[str, Any]]:
+        for example in examples:
+            words = np.random.Philox(key=np.array([self._seed, example], np.uint64))
+            pixels = words.random_raw(-(-math.prod(self._shape) // 8)).view(np.uint8)[: math.prod(self._shape)]
+            yield {"image": pixels.reshape(self._shape), "label": example % self._num_classes}

@@ -1,0 +1,123 @@
+"""Data sets of TensorFlow Datasets, prepared in array_record format."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxdp import compat
+from jaxdp.data.source import Source
+
+if TYPE_CHECKING:
+    from jaxdp.config import DataConfig
+    from jaxdp.world import World
+
+
+def prepare_digits(config: DataConfig, world: World) -> None:
+    """Writes the embedded data set to the data folder where it is not there yet.
+
+    Rank 0 first; then the first rank of each host, for the case that hosts do not share the folder.
+    """
+    if config.name != "digits":
+        return
+    for writes in (world.is_root, world.local_rank == 0):
+        with world.together():
+            if writes:
+                _write_digits(config)
+
+
+def open_tfds(config: DataConfig) -> Source:
+    """Opens a set.
+
+    Raises:
+      ValueError: there is no such set, it is not prepared as array_record, or it does not hold images with a label;
+        says how to prepare it.
+    """
+    tfds = compat.import_tfds()
+
+    folder = pathlib.Path(config.dir or tfds.core.constants.DATA_DIR).expanduser()
+    remedy = (
+        f"prepare it with tfds.builder({config.name!r}, data_dir={str(folder)!r}, file_format='array_record')"
+        ".download_and_prepare(), or set config.data.dir to where it is"
+    )
+    if not _is_prepared(folder, config.name):
+        raise ValueError(f"there is no data set {config.name!r} in {folder}: {remedy}")
+    try:
+        builder = _digits(folder) if config.name == "digits" else tfds.builder(config.name, data_dir=folder)
+        file_format = builder.info.file_format
+    except Exception as error:  # TFDS raises many kinds, on names, versions and damaged metadata.
+        raise ValueError(f"the data set {config.name!r} in {folder} cannot be opened: {error}: {remedy}") from error
+    if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        stored = file_format.value if file_format else "none"
+        raise ValueError(
+            f"jaxdp reads data sets in array_record format, {config.name!r} in {folder} is in {stored}: {remedy}"
+        )
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
+        raise ValueError(
+            f"jaxdp trains on data sets with the features 'image' and 'label', {config.name!r} has "
+            f"{', '.join(sorted(features))}: choose another one"
+        )
+    splits = {"train": config.train_split, "test": config.test_split}
+    for setting, split in splits.items():
+        if split not in builder.info.splits:
+            raise ValueError(
+                f"config.data.{setting}_split is {split!r}, {config.name!r} has the splits "
+                f"{', '.join(builder.info.splits)}: choose among them"
+            )
+    shape = features["image"].shape
+    dtype = np.dtype(features["image"].np_dtype)
+    size = config.stored_size
+    if len(shape) != 3 or shape[2] is None or dtype != np.uint8:
+        raise ValueError(f"jaxdp needs uint8 images [H, W, C], those of {config.name!r} are {dtype} of {shape}")
+    if None in shape and size is None:
+        raise ValueError(
+            f"the images of {config.name!r} have many sizes, {shape}: set config.data.stored_size to the height and "
+            "width with which to hold them in memory"
+        )
+    stored = shape if size is None else (size, size, shape[2])
+    infos = {name: builder.info.splits[split] for name, split in splits.items()}
+    return Source(
+        name=builder.info.full_name,
+        where=str(builder.data_path),
+        sizes={name: info.num_examples for name, info in infos.items()},
+        image_shape=stored,
+        num_classes=features["label"].num_classes,
+        records=lambda split: builder.as_data_source(split=splits[split]),
+        content=repr([(split, infos[split].shard_lengths, infos[split].num_bytes) for split in sorted(infos)]),
+        resized=stored != shape,
+    )
+
+
+def _digits(folder: pathlib.Path) -> Any:
+    from jaxdp.data.digits import Digits
+
+    return Digits(data_dir=folder, file_format="array_record")
+
+
+def _write_digits(config: DataConfig) -> None:
+    tfds = compat.import_tfds()
+
+    folder = pathlib.Path(config.dir or tfds.core.constants.DATA_DIR).expanduser()
+    if _is_prepared(folder, "digits"):
+        return
+    try:
+        # TFDS tells of a download, which this is not.
+        with contextlib.redirect_stdout(io.StringIO()):
+            _digits(folder).download_and_prepare()
+    except OSError as error:
+        if _is_prepared(folder, "digits"):  # Another job was quicker.
+            return
+        raise ValueError(
+            f"the data set 'digits' cannot be written to {folder}: {error}: set config.data.dir to a folder of yours"
+        ) from error
+
+
+def _is_prepared(folder: pathlib.Path, name: str) -> bool:
+    # TFDS writes into a folder of another name and renames it when it is complete.
+    found = (folder / name.split(":")[0]).rglob("dataset_info.json")
+    return any(".incomplete" not in path.parent.name for path in found)
