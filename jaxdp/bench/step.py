@@ -125,7 +125,8 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
 
     from jaxdp.collectives import run_native
 
-    parts = step_parts.make_parts(arguments, world)
+    fields = [field.name for field in dataclasses.fields(step_parts.Setting)]
+    parts = step_parts.make_parts(step_parts.Setting(**{name: getattr(arguments, name) for name in fields}), world)
     native = run_native.engine_of(world)
     timed: dict[str, list[float]] = {name: [] for name in ("first", *parts.programs)}
     goodputs, progress = [], 0.0
@@ -147,7 +148,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
                     timed["first"].append(min(ready) - start)
         if repetition >= 0:
             goodputs.append(step_parts.goodput(world))
-    spans = trace.of_step(marks, parts.num_devices, world) if arguments.trace or arguments.plot else []
+    spans = trace.of_step(marks, parts.engine.num_devices, world) if arguments.trace or arguments.plot else []
     seconds = {name: np.max(world.allgather(of_rank), axis=0) for name, of_rank in timed.items()}
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     goodput = float(np.median(goodputs)) if world.size > 1 else 0.0

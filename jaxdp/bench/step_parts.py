@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import functools
 import os
 import pathlib
@@ -16,6 +16,7 @@ from jaxdp.config import AllreduceConfig, OptimizerConfig
 from jaxdp.world import World
 
 if TYPE_CHECKING:
+    from jaxdp.engines import Engine
     from jaxdp.step import Batch
 
 # What a model needs beside its name.
@@ -23,11 +24,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "cnn": {"width": 64},
     "resnet18": {"stem": "cifar", "zero_gamma": True, "norm_momentum": 0.9, "norm_epsilon": 1e-5},
 }
-_NUM_CLASSES = 10
+NUM_CLASSES = 10
 _RATE = 1e-3
 # Of the stream that tells the goodput: messages that are under way together, and for how long it runs.
 _STREAM_BYTES, _STREAM_MESSAGES, _STREAM_SECONDS = 2**20, 4, 0.3
 _PROGRESS_THREAD = "jaxdp-progress"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Which step: the flags of `jaxdp.bench step`."""
+
+    engine: str = "native"
+    model: str = "resnet18"
+    image_size: int = 32
+    batch: int = 16
+    algorithm: str = "multicolor"
+    wire: str = "float32"
+    bucket: int = 4_000_000
 
 
 class Parts(NamedTuple):
@@ -35,23 +49,25 @@ class Parts(NamedTuple):
 
     Attributes:
       programs: by name; each returns what it computes, perhaps before that is there.
+      step_on: the step on another batch than its own; its metrics.
       bucket_bytes: of each bucket of the step.
-      num_devices: of this rank.
+      engine: that runs it.
     """
 
     programs: dict[str, Callable[[], Any]]
+    step_on: Callable[[Batch], Any]
     bucket_bytes: list[int]
-    num_devices: int
+    engine: Engine
 
 
-def make_parts(arguments: argparse.Namespace, world: World) -> Parts:
+def make_parts(setting: Setting, world: World) -> Parts:
     """The programs `step`, `forward` (and the loss), `compute` (all of it) and `plain`, a loop written by hand.
 
     Nothing crosses between ranks but in `step`; the others run on the first device of this rank. All ranks call it
     together.
 
     Args:
-      arguments: of the command line.
+      setting: of the step.
       world: all ranks.
     """
     import jax
@@ -65,36 +81,36 @@ def make_parts(arguments: argparse.Namespace, world: World) -> Parts:
     from jaxdp.state import TrainState
     from jaxdp.step import Batch, Task, apply_gradients, forward_backward, reduced_order, reduced_shapes
 
-    engine = make_engine(arguments.engine, world)
-    shape = (arguments.image_size, arguments.image_size, 3)
+    engine = make_engine(setting.engine, world)
+    shape = (setting.image_size, setting.image_size, 3)
     network, params, stats = Network.create(
-        arguments.model, MODELS[arguments.model], image_shape=shape, num_classes=_NUM_CLASSES, seed=0
+        setting.model, MODELS[setting.model], image_shape=shape, num_classes=NUM_CLASSES, seed=0
     )
-    task = Task(network, (0.5,), (0.25,), arguments.batch * world.size, padded=False)
+    task = Task(network, (0.5,), (0.25,), setting.batch * world.size, padded=False)
     optimizer = make_optimizer(OptimizerConfig("sgd", 0.9, False, 1e-4, 0.0), optax.constant_schedule(_RATE), params)
     first_state = TrainState.create(params, stats, optimizer)
     layout = Buckets.plan(
-        reduced_shapes(first_state), bucket_bytes=arguments.bucket, order=reduced_order(task, first_state, shape)
+        reduced_shapes(first_state), bucket_bytes=setting.bucket, order=reduced_order(task, first_state, shape)
     )
     config = AllreduceConfig(
-        engine=arguments.engine,
-        algorithm=arguments.algorithm,
+        engine=setting.engine,
+        algorithm=setting.algorithm,
         colors=None,
         arity=None,
         inner="direct",
         outer="multicolor",
         ranks_per_node=None,
-        segment_bytes=2**16 if arguments.engine == "native" else 2**18,
-        wire=arguments.wire,
-        bucket_bytes=arguments.bucket,
+        segment_bytes=2**16 if setting.engine == "native" else 2**18,
+        wire=setting.wire,
+        bucket_bytes=setting.bucket,
     )
     allreduce = engine.make_allreduce(config, world, layout, None)
     rng = np.random.default_rng(world.rank)
     batch = Batch(
-        rng.integers(0, 256, (arguments.batch, *shape), np.uint8),
-        rng.integers(0, _NUM_CLASSES, arguments.batch).astype(np.int32),
-        np.ones(arguments.batch, bool),
-        *np.zeros((2, arguments.batch), np.uint32),
+        rng.integers(0, 256, (setting.batch, *shape), np.uint8),
+        rng.integers(0, NUM_CLASSES, setting.batch).astype(np.int32),
+        np.ones(setting.batch, bool),
+        *np.zeros((2, setting.batch), np.uint32),
     )
 
     # The parts run on the first device of this rank, by themselves.
@@ -131,7 +147,7 @@ def make_parts(arguments: argparse.Namespace, world: World) -> Parts:
         "plain": lambda: going_on("plain", plain, mine[2]),
         "step": lambda: going_on("step", step, placed),
     }
-    return Parts(programs, layout.sizes, engine.num_devices)
+    return Parts(programs, lambda images: going_on("step", step, images)[1], layout.sizes, engine)
 
 
 def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:

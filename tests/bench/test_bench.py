@@ -76,7 +76,9 @@ def test_a_mistake_is_one_message(jobs, ranks, words, message):
 def test_an_unknown_benchmark_is_one_message(jobs):
     ended = jobs.run(0, "-m", "jaxdp.bench", "speed")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == ("jaxdp: error: there is no benchmark 'speed': known are allreduce, step, schedule, scaling\n")
+    assert ended.err == (
+        "jaxdp: error: there is no benchmark 'speed': known are allreduce, step, input, schedule, scaling\n"
+    )
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -180,3 +182,16 @@ def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
         assert {"step", "bucket 0, device 0", "bucket 1, device 1"} <= names
         assert len(names) == 1 + devices * row["buckets"]
         assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_way_of_images_to_the_devices_is_measured(jobs, tmp_path):
+    words = ["--sizes=8", "--batch=4", "--steps=8", "--repeat=2", "--bytes=10K", "--step", "--model=cnn"]
+    ended = jobs.run(2, "-m", "jaxdp.bench", "input", *words, f"--json={tmp_path / 'rows.json'}", devices=2)
+    assert ended.code == 0, ended.err
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["loader"] for row in rows] == ["jaxdp", "memcpy", "jaxdp beside a step"]
+    for row in rows:
+        assert row["bytes_per_second"] == pytest.approx(row["images_per_second"] * 8 * 8 * 3)
+        assert row["crossing_bytes_per_step"] == 0
+    assert rows[0]["stall_fraction"] is None
+    assert 0 <= rows[2]["stall_fraction"] <= 1

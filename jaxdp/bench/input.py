@@ -1,0 +1,210 @@
+"""Times the way of images from RAM to the devices, and how long a training step waits for them.
+
+Data is made up and held in RAM, a part on each node; batches go through the exchange between nodes, the gathering of
+rows and the feed, as in training, as fast as they can. Beside them, in the same run: a plain copy of as many bytes.
+With --step, the feed runs beside training steps of a model, and the share of their time in which they wait is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxdp import compat, parse
+from jaxdp.bench import step_parts
+from jaxdp.data.nodes import Nodes
+from jaxdp.data.order import Deal, Order
+from jaxdp.world import World
+
+if TYPE_CHECKING:
+    from jaxdp.data.feed import Ahead
+    from jaxdp.data.source import Split
+    from jaxdp.engines import Engine
+    from jaxdp.step import Batch
+
+_CHANNELS = 3
+_PREFETCH, _EXCHANGE_STEPS = 2, 16
+_WARMUP = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of one way at one size of images.
+
+    Attributes:
+      loader: "jaxdp"; "memcpy" for the plain copy; "jaxdp beside a step".
+      image_size: height and width.
+      images_per_second: of one rank, the slowest.
+      bytes_per_second: of their pixels.
+      stall_fraction: of the time, in which training steps waited for data; None where there are none.
+      crossing_bytes_per_step: that a rank receives from other nodes in a step, on average.
+    """
+
+    loader: str
+    image_size: int
+    images_per_second: float
+    bytes_per_second: float
+    stall_fraction: float | None
+    crossing_bytes_per_step: float
+
+
+def main(words: Sequence[str], world: World) -> None:
+    """Measures, and has rank 0 print and write the rows."""
+    arguments = parse.on_all_ranks(make_parser(), words, _check, world)
+    if arguments is None:
+        return
+    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    rows: list[Row] = []
+    for size in arguments.sizes:
+        found = _measure(size, arguments, world)
+        rows += found
+        if world.is_root:
+            print("\n".join(map(_text, found)), flush=True)
+    with world.together():
+        if world.is_root and arguments.json:
+            parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "ranks": world.size})
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    parse.check_writable(arguments.json)
+    if arguments.steps <= _WARMUP:
+        raise ValueError(f"--steps is more than the {_WARMUP} that warm up, not {arguments.steps}")
+
+
+def make_parser() -> parse.Parser:
+    """The flags of this benchmark."""
+    parser = parse.Parser("jaxdp.bench input", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--sizes", type=parse.numbers, default=[32, 224], help="of images, height and width; default 32,224")
+    add("--batch", type=parse.number, default=128, help="images a rank; default 128")
+    add("--bytes", type=parse.size, default=10**9, help="of the data, over all nodes; default 1G")
+    add("--repeat", type=parse.number, default=5, help="repetitions, interleaved; default 5")
+    add("--steps", type=parse.number, default=64, help="batches in a repetition; default 64")
+    add("--step", action="store_true", help="measure stalls of training steps too, see --model")
+    add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="of --step; default resnet18")
+    add("--json", type=pathlib.Path, help="a file for the rows")
+    return parser
+
+
+def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row]:
+    from jaxdp.data.source import check_memory
+    from jaxdp.data.synthetic import PREFIX, open_synthetic
+    from jaxdp.engines import make_engine
+
+    engine = make_engine("native", world)
+    image_bytes = size * size * _CHANNELS
+    count = max(arguments.batch * world.size, arguments.bytes // image_bytes)
+    source = open_synthetic(f"{PREFIX}{count}:1:{size}:{step_parts.NUM_CLASSES}")
+    check_memory(source, world)
+    split = source.read("train", world)
+
+    def fed() -> float:
+        ahead = feed_of(split, arguments, world, engine)
+        start = time.perf_counter()
+        for batch in ahead:
+            batch.image_BHWC.block_until_ready()
+        return time.perf_counter() - start
+
+    timed: dict[str, list[float]] = {"jaxdp": [], "memcpy": []}
+    for repetition in range(-1, arguments.repeat):
+        for name, seconds in timed.items():
+            world.barrier()
+            elapsed = fed() if name == "jaxdp" else _copy(split.images_NHWC, arguments, repetition)
+            if repetition >= 0:
+                seconds.append(elapsed)
+    crossing = _crossing_bytes(split, arguments, world) * image_bytes
+    slowest = {name: float(np.median(np.max(world.allgather(seconds), axis=0))) for name, seconds in timed.items()}
+    rates = {name: arguments.steps * arguments.batch / seconds for name, seconds in slowest.items()}
+    rows = [
+        Row("jaxdp", size, rates["jaxdp"], rates["jaxdp"] * image_bytes, None, crossing),
+        Row("memcpy", size, rates["memcpy"], rates["memcpy"] * image_bytes, None, 0.0),
+    ]
+    if arguments.step:
+        rate, stalled = _beside_steps(split, size, arguments, world)
+        rows.append(Row("jaxdp beside a step", size, rate, rate * image_bytes, stalled, crossing))
+    return rows
+
+
+def feed_of(split: Split, arguments: argparse.Namespace, world: World, engine: Engine) -> Ahead[Batch]:
+    """The batches of the benchmark's steps, on their way to the devices as in training."""
+    from jaxdp.data import feed
+
+    host_batches = feed.batches(
+        split,
+        order=_order(split, arguments, world),
+        deal=Deal(arguments.batch * world.size, world.size, engine.num_devices),
+        nodes=Nodes.of(world.leaders),
+        comm=world.data_comm,
+        steps=range(arguments.steps),
+        steps_per_exchange=_EXCHANGE_STEPS,
+    )
+    return feed.Ahead(host_batches, engine.place, depth=_PREFETCH)
+
+
+def _order(split: Split, arguments: argparse.Namespace, world: World) -> Order:
+    return Order(split.num_examples, arguments.batch * world.size, seed=0)
+
+
+def _copy(images_NHWC: np.ndarray, arguments: argparse.Namespace, repetition: int) -> float:
+    """Seconds for plain copies of as many batches, each to memory that is there already."""
+    batch, steps = arguments.batch, arguments.steps
+    into = [np.zeros((batch, *images_NHWC.shape[1:]), np.uint8) for _ in range(_PREFETCH + 1)]
+    # Other images in every repetition, as far as there are others: what was copied just now is in the cache.
+    starts = (np.arange(steps) + steps * (repetition + 1)) * batch % max(1, len(images_NHWC) - batch)
+    start = time.perf_counter()
+    for step, first in enumerate(starts.tolist()):
+        np.copyto(into[step % len(into)], images_NHWC[first : first + batch])
+    return time.perf_counter() - start
+
+
+def _crossing_bytes(split: Split, arguments: argparse.Namespace, world: World) -> float:
+    """Images that a rank gets from other nodes in a step, on average."""
+    ids = _order(split, arguments, world).examples(0, arguments.steps)
+    mine = ids[:, world.rank * arguments.batch : (world.rank + 1) * arguments.batch]
+    return float(np.sum(split.holder_of(mine) != split.node)) / arguments.steps
+
+
+def _beside_steps(split: Split, size: int, arguments: argparse.Namespace, world: World) -> tuple[float, float]:
+    """Images a second of a rank in training, and the share of the time in which steps wait for data."""
+    import jax
+
+    parts = step_parts.make_parts(
+        step_parts.Setting(model=arguments.model, image_size=size, batch=arguments.batch), world
+    )
+    # The first steps compile.
+    for _ in range(2):
+        jax.block_until_ready(parts.programs["step"]())
+    world.barrier()
+    ahead = feed_of(split, arguments, world, parts.engine)
+    start, waited, done = 0.0, 0.0, None
+    for step, batch in enumerate(ahead):
+        if step == _WARMUP:
+            start, _ = time.perf_counter(), ahead.take_waited()
+        after = parts.step_on(batch)
+        # As in training: a step is on its way before the one before it is waited for.
+        jax.block_until_ready(done)
+        done = after
+    jax.block_until_ready(done)
+    seconds, waited = time.perf_counter() - start, ahead.take_waited()
+    rate = (arguments.steps - _WARMUP) * arguments.batch / seconds
+    return min(world.allgather(rate)), max(world.allgather(waited / seconds))
+
+
+def _text(row: Row) -> str:
+    words = [
+        f"{row.loader}, {row.image_size}x{row.image_size}",
+        f"{row.images_per_second:,.0f} images/s a rank",
+        f"{row.bytes_per_second / 1e9:.3f} GB/s",
+    ]
+    if row.crossing_bytes_per_step:
+        words.append(f"{row.crossing_bytes_per_step / 1e6:.2f} MB a step from other nodes")
+    if row.stall_fraction is not None:
+        words.append(f"steps wait {row.stall_fraction:.2%} of the time")
+    return "  ".join(words)
