@@ -32,6 +32,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.crop_area = (0.08, 1.0)
     config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.flip = False
+    config.data.shuffle = "global"
+    config.data.partitions = config_dict.placeholder(int)
+    config.data.exchange_every = 1
     config.data.exchange_steps = 16
     config.data.prefetch = 2
 

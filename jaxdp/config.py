@@ -14,6 +14,7 @@ from jaxdp.settings import build, flattened
 
 OPTIMIZERS = ("lars", "sgd")
 DECAYS = ("cosine", "polynomial")
+SHUFFLES = ("global", "partition")
 CROPS = ("none", "padded", "resized")
 ENGINES = ("native", "mpi4jax", "xla")
 
@@ -42,6 +43,9 @@ class DataConfig:
       stored_size: height and width of images in memory: the shorter side is resized, the middle cut out; None for
         images as they are in the set, which must all have one size.
       image_size, crop, crop_padding, crop_area, crop_ratio, flip: what the model sees of them, see `Augmentation`.
+      shuffle: "global", a permutation of all examples every epoch, or "partition", see `Partitions`.
+      partitions: their number ("partition" only).
+      exchange_every: epochs from one exchange of the partitions to the next.
       exchange_steps: steps whose rows cross between the nodes in one exchange.
       prefetch: batches that are on the devices ahead of the step.
     """
@@ -59,6 +63,9 @@ class DataConfig:
     crop_area: tuple[float, ...]
     crop_ratio: tuple[float, ...]
     flip: bool
+    shuffle: str
+    partitions: int | None
+    exchange_every: int
     exchange_steps: int
     prefetch: int
 
@@ -213,6 +220,7 @@ def _check(config: Config) -> None:
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
         ("data.crop", config.data.crop, CROPS),
+        ("data.shuffle", config.data.shuffle, SHUFFLES),
         ("allreduce.engine", config.allreduce.engine, ENGINES),
         ("allreduce.algorithm", config.allreduce.algorithm, (*ALGORITHMS, MPI, AUTO)),
         ("allreduce.inner", config.allreduce.inner, INNER),
@@ -229,6 +237,8 @@ def _check(config: Config) -> None:
         "log_every_steps",
         "data.stored_size",
         "data.image_size",
+        "data.partitions",
+        "data.exchange_every",
         "data.exchange_steps",
         "data.prefetch",
         "schedule.base_rate",
@@ -274,6 +284,17 @@ def _check(config: Config) -> None:
             f"the warmup ends before the run: config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, "
             f"config.epochs is {config.epochs:g}"
         )
+    if config.data.shuffle == "partition":
+        if config.data.partitions is None:
+            raise ValueError(
+                "config.data.shuffle 'partition' needs config.data.partitions: best the number of nodes, as then rows "
+                "cross in exchanges of the partitions only"
+            )
+        if config.data.partitions > config.batch_size:
+            raise ValueError(
+                f"every partition gives a part of each batch: config.data.partitions is {config.data.partitions}, "
+                f"config.batch_size {config.batch_size}: set it to that or less"
+            )
     for name, (low, high), most in [
         ("crop_area", _pair(config.data.crop_area), 1.0),
         ("crop_ratio", _pair(config.data.crop_ratio), math.inf),

@@ -19,6 +19,7 @@ from jaxdp.data.augment import Augmentation
 from jaxdp.data.catalog import open_source
 from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal, Order
+from jaxdp.data.partition import Partitions
 from jaxdp.data.source import Source, Split, check_memory
 from jaxdp.data.tfds_source import prepare_digits
 from jaxdp.engines import Engine, make_engine
@@ -62,6 +63,21 @@ class Run:
         return Evaluation(self.task, self.engine, split, batch_size=size, world=self.world)
 
     @property
+    def partitions(self) -> Partitions | None:
+        """Of the training split, if that is how it is shuffled."""
+        data, size = self.config.data, self.plan.num_examples
+        if data.shuffle != "partition":
+            return None
+        assert data.partitions is not None
+        return Partitions(size, data.partitions, data.exchange_every, self.config.batch_size, self.config.seed)
+
+    @property
+    def order(self) -> Order:
+        """Of the examples in training."""
+        of_epoch = None if self.partitions is None else self.partitions.order
+        return Order(self.plan.num_examples, self.config.batch_size, self.config.seed, of_epoch)
+
+    @property
     def position_at_start(self) -> Position:
         return Position(0, self.config.seed, self.source.fingerprint, self.plan.num_examples, self.config.batch_size)
 
@@ -77,14 +93,15 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
     """
     run = build(config, world)
     check_memory(run.source, world)
-    bar = world.is_root and on_terminal()
-    train_split, test_split = (run.source.read(split, world, bar=bar) for split in ("train", "test"))
     checkpoints = None
     with world.together():
         if world.is_root:
             claim_workdir(config, workdir)
             checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, position = restore(run, checkpoints)
+    bar = world.is_root and on_terminal()
+    train_split = run.source.read("train", world, holdings=_holdings(run, position.step), bar=bar)
+    test_split = run.source.read("test", world, bar=bar)
     allreduce = run.engine.make_allreduce(config.allreduce, world, run.layout, position.chosen)
     position = dataclasses.replace(position, chosen=allreduce.chosen)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
@@ -232,14 +249,22 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
 def _batches(run: Run, split: Split, first: int, end: int) -> feed.Ahead[Batch]:
     host_batches = feed.batches(
         split,
-        order=Order(split.num_examples, run.config.batch_size, run.config.seed),
+        order=run.order,
         deal=run.deal,
-        nodes=Nodes.of(run.world.leaders),
+        nodes=Nodes(run.world.leaders),
         comm=run.world.data_comm,
         steps=range(first, end),
         steps_per_exchange=run.config.data.exchange_steps,
+        partitions=run.partitions,
     )
     return feed.Ahead(host_batches, run.engine.place, depth=run.config.data.prefetch)
+
+
+def _holdings(run: Run, step: int) -> np.ndarray | None:
+    """The example in each slot when a step begins; None if that is the example of its number."""
+    if run.partitions is None:
+        return None
+    return run.partitions.holdings(run.partitions.period(step * run.config.batch_size // run.plan.num_examples))
 
 
 def _nothing_left(workdir: pathlib.Path, position: Position, plan: Plan, end: int) -> bool:

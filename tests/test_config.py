@@ -58,6 +58,12 @@ def test_a_config_comes_back_as_it_went_in():
         ({"data__crop_area": (0.5, 1.1)}, r"config\.data\.crop_area is two numbers above 0 and up to 1, the smaller"),
         ({"data__crop_ratio": (2.0, 0.5)}, r"config\.data\.crop_ratio is two numbers above 0, the smaller one first"),
         ({"data__crop_ratio": (2.0,)}, r"config\.data\.crop_ratio is two numbers"),
+        ({"data__shuffle": "local"}, r"config\.data\.shuffle is 'local', known are global, partition"),
+        ({"data__shuffle": "partition"}, r"'partition' needs config\.data\.partitions: best the number of nodes"),
+        (
+            {"data__shuffle": "partition", "data__partitions": 65},
+            r"config\.data\.partitions is 65, config\.batch_size 64: set it to that or less",
+        ),
         ({"data__stored_size": 0}, r"config\.data\.stored_size must be a number above 0, not 0"),
         ({"data__std": (0.0,)}, r"std above 0: they are \(0\.306,\) and \(0\.0,\)"),
         ({"data__std": (1.0, 1.0)}, "need as many values as one another"),

@@ -10,6 +10,7 @@ import pytest
 
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 LARS = ("--config.optimizer.name=lars", "--config.optimizer.nesterov=False")
+PARTITIONS = ("--config.data.shuffle=partition", "--config.data.partitions=3")
 RESNET = "--config=tests/configs/resnet.py"
 
 
@@ -104,10 +105,11 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
         (0, 1, SHORT),
         (3, 1, SHORT),
         (2, 2, SHORT),
+        (2, 1, (*SHORT, *PARTITIONS)),
         (3, 1, (*SHORT, RESNET)),
         (4, 1, (*SHORT, *LARS)),
     ],
-    ids=["without mpirun", "3", "2x2 devices", "resnet on 3", "lars on 4"],
+    ids=["without mpirun", "3", "2x2 devices", "partitions on 2", "resnet on 3", "lars on 4"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
     name = request.node.callspec.id.replace(" ", "-")

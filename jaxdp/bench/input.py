@@ -140,7 +140,7 @@ def feed_of(split: Split, arguments: argparse.Namespace, world: World, engine: E
         split,
         order=_order(split, arguments, world),
         deal=Deal(arguments.batch * world.size, world.size, engine.num_devices),
-        nodes=Nodes.of(world.leaders),
+        nodes=Nodes(world.leaders),
         comm=world.data_comm,
         steps=range(arguments.steps),
         steps_per_exchange=_EXCHANGE_STEPS,
@@ -168,7 +168,7 @@ def _crossing_bytes(split: Split, arguments: argparse.Namespace, world: World) -
     """Images that a rank gets from other nodes in a step, on average."""
     ids = _order(split, arguments, world).examples(0, arguments.steps)
     mine = ids[:, world.rank * arguments.batch : (world.rank + 1) * arguments.batch]
-    return float(np.sum(split.holder_of(mine) != split.node)) / arguments.steps
+    return float(np.sum(split.node_of(mine) != split.node)) / arguments.steps
 
 
 def _beside_steps(split: Split, size: int, arguments: argparse.Namespace, world: World) -> tuple[float, float]:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from jaxdp.data.audit import Audit
-from jaxdp.data.exchange import Rows, exchange
+from jaxdp.data.exchange import Rows, exchange, rearrange
 from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal, Order
+from jaxdp.data.partition import Partitions
 from jaxdp.data.source import Split
 from jaxdp.step import Batch
 
@@ -32,17 +33,29 @@ def batches(
     comm: MPI.Intracomm,
     steps: range,
     steps_per_exchange: int,
+    partitions: Partitions | None = None,
 ) -> Iterator[Batch]:
     """This rank's part of the global batches of these steps, as host arrays; every rank must take all of them.
 
     The rows of the next exchange cross, on a thread of their own, while those of the last one are handed out.
+
+    Args:
+      split: with the holdings of the first step's period, if there are partitions. Its memory is rearranged when the
+        next one begins.
+      order: which examples are in which batch.
+      deal: which part of a batch is whose.
+      nodes: the world's.
+      comm: one communicator on all ranks, for this alone.
+      steps: of the job.
+      steps_per_exchange: steps whose rows cross at once.
+      partitions: of the data, if that is how it is shuffled.
     """
     places = deal.rows_of(comm.rank)
     size = deal.devices_per_rank * deal.per_device
     mine = slice(*deal.rank_bounds[comm.rank : comm.rank + 2])
+    audit = Audit(order, steps.start)
 
-    def windows() -> Iterator[tuple[np.ndarray, Iterator[Rows]]]:
-        audit = Audit(order, steps.start)
+    def windows(split: Split, steps: range) -> Iterator[tuple[np.ndarray, Iterator[Rows]]]:
         # Windows lie at fixed steps whatever the first step is, so that a resumed run has the same exchanges.
         first = steps.start
         while first < steps.stop:
@@ -54,9 +67,25 @@ def batches(
             yield epochs, rows
             first = end
 
-    for epochs, rows in Ahead(windows(), lambda window: window, depth=1):
-        for epoch_B, of_step in zip(epochs, rows, strict=True):
-            yield make_batch(of_step, epoch_B, places=places, size=size)
+    for period, of_period in _periods(steps, order, partitions):
+        if partitions is not None and of_period.start > steps.start:
+            at_once = max(1, steps_per_exchange * order.batch_size)
+            split = rearrange(split, partitions.holdings(period), nodes, comm, at_once=at_once)
+        for epochs, rows in Ahead(windows(split, of_period), lambda window: window, depth=1):
+            for epoch_B, of_step in zip(epochs, rows, strict=True):
+                yield make_batch(of_step, epoch_B, places=places, size=size)
+
+
+def _periods(steps: range, order: Order, partitions: Partitions | None) -> Iterator[tuple[int, range]]:
+    """The steps of each period, by their first examples; all of them at once without partitions."""
+    if partitions is None:
+        yield 0, steps
+        return
+    epochs = np.array(steps) * order.batch_size // order.num_examples
+    periods = epochs // partitions.exchange_every
+    for period in np.unique(periods).tolist():
+        (here,) = np.nonzero(periods == period)
+        yield period, steps[here[0] : here[-1] + 1]
 
 
 def make_batch(rows: Rows, epochs: np.ndarray, *, places: np.ndarray, size: int) -> Batch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,11 +19,6 @@ class Nodes:
     """
 
     leaders: tuple[int, ...]
-
-    @classmethod
-    def of(cls, leaders: Sequence[int]) -> Nodes:
-        """From the first rank on the node of each rank."""
-        return cls(tuple(leaders))
 
     @functools.cached_property
     def of_rank(self) -> np.ndarray:
@@ -59,11 +53,11 @@ class Nodes:
         first = of_ranks[self._first[self.of_rank[rank]]]
         return slice(int(of_ranks[place] - first), int(of_ranks[place + 1] - first))
 
-    def senders(self, nodes: np.ndarray, examples: np.ndarray) -> np.ndarray:
-        """Which rank sends each example from the node that holds it: the ranks of a node take turns.
+    def senders(self, nodes: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Which rank sends what lies in each slot: the ranks of its node take turns.
 
         Args:
-          nodes: int64 [...], that hold the examples.
-          examples: int64 [...].
+          nodes: int64 [...], with the slots.
+          slots: int64 [...].
         """
-        return self._by_node[self._first[nodes] + examples % self.sizes[nodes]]
+        return self._by_node[self._first[nodes] + slots % self.sizes[nodes]]

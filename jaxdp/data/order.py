@@ -1,7 +1,10 @@
 """Who sees which example when: pure functions of the seed, the same for any number of ranks."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -41,11 +44,13 @@ class Order:
       num_examples: in the split.
       batch_size: the global batch.
       seed: of the run.
+      of_epoch: an epoch to the order of its examples, int64 [num_examples]; None for a permutation of all of them.
     """
 
     num_examples: int
     batch_size: int
     seed: int
+    of_epoch: Callable[[int], np.ndarray] | None = None
 
     def examples(self, first_step: int, end_step: int) -> np.ndarray:
         """The ids of the examples of steps first_step..end_step-1.
@@ -66,17 +71,20 @@ class Order:
 
     def permutation(self, epoch: int) -> np.ndarray:
         """int64 [num_examples]: the order of an epoch; not to be written to."""
-        return _cached_permutation(self.num_examples, self.seed, epoch)
+        return _cached_order(self, epoch)
 
     def _positions(self, first_step: int, end_step: int) -> np.ndarray:
         return np.arange(first_step * self.batch_size, end_step * self.batch_size).reshape(-1, self.batch_size)
 
 
 @functools.lru_cache(maxsize=2)
-def _cached_permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    order = permutation(num_examples, seed=seed, epoch=epoch)
-    order.flags.writeable = False
-    return order
+def _cached_order(order: Order, epoch: int) -> np.ndarray:
+    if order.of_epoch is None:
+        found = permutation(order.num_examples, seed=order.seed, epoch=epoch)
+    else:
+        found = order.of_epoch(epoch)
+    found.flags.writeable = False
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

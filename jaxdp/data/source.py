@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ class Split:
       images_NHWC: uint8, the node's part.
       labels_N: int32, the node's part.
       mine: the rows of it that this rank has read, and evaluates.
+      holdings: int64 [num_examples], the example in each slot, the rows of all nodes being the slots; None if it is
+        that of its number.
     """
 
     bounds: np.ndarray
@@ -39,6 +42,7 @@ class Split:
     images_NHWC: np.ndarray
     labels_N: np.ndarray
     mine: slice
+    holdings: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:
@@ -47,7 +51,7 @@ class Split:
 
     @property
     def first(self) -> int:
-        """The first example on this node."""
+        """The first slot on this node."""
         return int(self.bounds[self.node])
 
     @property
@@ -55,9 +59,21 @@ class Split:
         """Of the node's part."""
         return self.images_NHWC.nbytes + self.labels_N.nbytes
 
-    def holder_of(self, examples: np.ndarray) -> np.ndarray:
-        """int64 [...]: the nodes that hold these examples."""
-        return np.searchsorted(self.bounds, examples, side="right") - 1
+    @functools.cached_property
+    def _slots(self) -> np.ndarray | None:
+        return None if self.holdings is None else np.argsort(self.holdings)
+
+    def slots_of(self, examples: np.ndarray) -> np.ndarray:
+        """int64 [...]: where these examples lie."""
+        return examples if self._slots is None else self._slots[examples]
+
+    def examples_at(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [...]: the examples in these rows of this node."""
+        return rows + self.first if self.holdings is None else self.holdings[rows + self.first]
+
+    def node_of(self, slots: np.ndarray) -> np.ndarray:
+        """int64 [...]: the nodes with these slots."""
+        return np.searchsorted(self.bounds, slots, side="right") - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,23 +110,24 @@ class Source:
         """Of the data as it is held: name and version, number and sizes of examples, and the shape."""
         return f"{self.name} {hashlib.sha256(repr((self.content, self.image_shape)).encode()).hexdigest()[:8]}"
 
-    def read(self, split: str, world: World, *, bar: bool = False) -> Split:
+    def read(self, split: str, world: World, *, holdings: np.ndarray | None = None, bar: bool = False) -> Split:
         """Reads a split into RAM, each rank a part of what its node holds; all ranks call it together.
 
         Args:
           split: its name.
           world: all ranks.
+          holdings: see Split.
           bar: whether to show this rank's progress, on standard error.
 
         Raises:
           SystemExit: a record cannot be read, or is not an image of the set's shape; one message on one rank's stderr.
         """
-        nodes, num_examples = Nodes.of(world.leaders), self.sizes[split]
+        nodes, num_examples = Nodes(world.leaders), self.sizes[split]
         bounds, node = nodes.bounds(num_examples), int(nodes.of_rank[world.rank])
         count = int(bounds[node + 1] - bounds[node])
         images_NHWC = world.shared_array((count, *self.image_shape), np.uint8)
         labels_N = world.shared_array((count,), np.int32)
-        held = Split(bounds, node, images_NHWC, labels_N, nodes.part_of(world.rank, num_examples))
+        held = Split(bounds, node, images_NHWC, labels_N, nodes.part_of(world.rank, num_examples), holdings)
         with world.together():
             self._fill(held, split, threads=world.threads, bar=bar)
         # together() has met all ranks: what one has written, the others see.
@@ -127,7 +144,7 @@ class Source:
                 progress.update(part.stop - part.start)
 
     def _fill_part(self, held: Split, split: str, part: slice) -> slice:
-        examples = range(held.first + part.start, held.first + part.stop)
+        examples = held.examples_at(np.arange(part.start, part.stop)).tolist()
         try:
             for row, record in zip(
                 range(part.start, part.stop), self.records(split).__getitems__(examples), strict=True
@@ -137,7 +154,7 @@ class Source:
                 held.labels_N[row] = record["label"]
         except Exception as error:  # The libraries below raise whatever they like on a damaged file.
             raise ValueError(
-                f"examples {examples[0]} to {examples[-1]} of the split {split!r} of {self.name} in "
+                f"examples {min(examples)} to {max(examples)} of the split {split!r} of {self.name} in "
                 f"{self.where} cannot be read: {type(error).__name__}: {error}: prepare the data set anew"
             ) from error
         return part
@@ -161,7 +178,7 @@ def check_memory(source: Source, world: World) -> None:
     Raises:
       SystemExit: it does not; one message on one rank's stderr.
     """
-    nodes = Nodes.of(world.leaders)
+    nodes = Nodes(world.leaders)
     needed = 0
     for split in ("train", "test"):
         bounds = nodes.bounds(source.sizes[split])

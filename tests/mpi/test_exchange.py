@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from jaxdp.data.exchange import exchange
+from jaxdp.data.exchange import exchange, rearrange
 from jaxdp.data.feed import batches
 from jaxdp.data.nodes import Nodes
 from jaxdp.data.order import Deal, Order
+from jaxdp.data.partition import Partitions
 from jaxdp.data.source import Split
 
 
@@ -89,6 +90,65 @@ def test_the_examples_of_a_step_depend_on_nothing_but_the_seed(world, steps_per_
             everyones = [example for examples in world.allgather(mine) for example in examples]
             ids = order.examples(step, step + 1)[0].tolist()
             assert everyones == list(zip(ids, ids, order.epochs(step, step + 1)[0], strict=True))
+
+
+def shared_share(world, nodes, num_examples, holdings):
+    """As `share`, in memory that the ranks of a node share, as if they were on the nodes of `nodes`."""
+    bounds, node = nodes.bounds(num_examples), int(nodes.of_rank[world.rank])
+    everything = world.shared_array((num_examples, 2, 1, 1), np.uint8), world.shared_array((num_examples,), np.int32)
+    images, labels = (array[bounds[node] : bounds[node + 1]] for array in everything)
+    ids = holdings[bounds[node] : bounds[node + 1]]
+    labels[:] = ids
+    images[:] = np.stack([ids % 251, ids // 251], axis=-1).reshape(-1, 2, 1, 1)
+    world.barrier()
+    return Split(bounds, node, images, labels, nodes.part_of(world.rank, num_examples), holdings)
+
+
+@pytest.mark.parametrize("at_once", [7, 1000])
+def test_examples_are_rearranged_in_place(world, at_once):
+    rng = np.random.default_rng(0)
+    for nodes in all_nodes(world):
+        split = shared_share(world, nodes, 100, rng.permutation(100))
+        for _ in range(2):
+            split = rearrange(split, rng.permutation(100), nodes, world.data_comm, at_once=at_once)
+            ids = split.examples_at(np.arange(len(split.labels_N)))
+            np.testing.assert_array_equal(split.labels_N, ids)
+            np.testing.assert_array_equal(split.images_NHWC[:, 0, 0, 0], ids % 251)
+            np.testing.assert_array_equal(split.slots_of(ids), np.arange(len(ids)) + split.first)
+        world.barrier()
+
+
+@pytest.mark.parametrize(("num_partitions", "first"), [(1, 0), (4, 0), (3, 11)])
+def test_partitions_give_the_same_batches_whatever_the_number_of_ranks(world, num_partitions, first):
+    partitions = Partitions(50, num_partitions, exchange_every=2, batch_size=12, seed=1)
+    order, deal = Order(50, 12, 1, partitions.order), Deal(12, world.size, 1)
+    steps = range(first, 30)
+    for nodes in all_nodes(world):
+        holdings = partitions.holdings(partitions.period(first * 12 // 50))
+        fed = batches(
+            shared_share(world, nodes, 50, holdings),
+            order=order,
+            deal=deal,
+            nodes=nodes,
+            comm=world.data_comm,
+            steps=steps,
+            steps_per_exchange=4,
+            partitions=partitions,
+        )
+        for step, batch in zip(steps, fed, strict=True):
+            mine = batch.label_B[batch.mask_B].tolist()
+            everyones = [example for examples in world.allgather(mine) for example in examples]
+            assert everyones == order.examples(step, step + 1)[0].tolist()
+
+
+def test_with_a_partition_a_node_rows_cross_in_exchanges_of_partitions_only(world):
+    nodes, deal = Nodes(tuple(range(world.size))), Deal(4 * world.size, world.size, 1)
+    partitions = Partitions(40 * world.size, world.size, exchange_every=3, batch_size=4 * world.size, seed=1)
+    order, comm = Order(40 * world.size, 4 * world.size, 1, partitions.order), Counting(world.data_comm)
+    exchange(share(world, nodes, 40 * world.size), order.examples(0, 30), deal, nodes, comm)
+    assert comm.rows == 0
+    exchange(share(world, nodes, 40 * world.size), order.examples(30, 40), deal, nodes, comm)
+    assert comm.rows > 0
 
 
 def test_ranks_of_a_node_share_one_array(world):
