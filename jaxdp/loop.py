@@ -236,11 +236,13 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
         latest = checkpoints.latest_step() if checkpoints is not None else None
         if checkpoints is not None and latest is not None:
             state, position = checkpoints.restore(latest, run.first_state)
-            if position != dataclasses.replace(run.position_at_start, step=latest, chosen=position.chosen):
-                raise ValueError(
-                    f"the checkpoint in {checkpoints.folder} is of other data: it has {position}, this run begins "
-                    f"with {run.position_at_start}: choose another --workdir"
-                )
+            for name in ("seed", "data", "num_examples", "batch_size"):
+                there, here = getattr(position, name), getattr(run.position_at_start, name)
+                if there != here:
+                    raise ValueError(
+                        f"the checkpoint in {checkpoints.folder} cannot be gone on with: its {name} is {there!r}, "
+                        f"that of this run {here!r}: choose another --workdir"
+                    )
     leaves, treedef = jax.tree.flatten(state)
     same = world.bcast_arrays([np.array(leaf) for leaf in leaves])
     return run.engine.replicate(jax.tree.unflatten(treedef, same)), world.bcast(position)

@@ -237,6 +237,22 @@ def test_a_launcher_of_another_mpi_is_refused(jobs, monkeypatch):
     assert "jaxdp: error" not in results[1].err
 
 
+def test_a_data_set_that_has_changed_is_not_gone_on_with(jobs):
+    jobs.train(2, "changed", *SHORT, "--stop_at_step=2")
+    info = next((jobs.folder / "data" / "digits").rglob("dataset_info.json"))
+    before = info.read_text()
+    try:
+        document = json.loads(before)
+        document["splits"][0]["numBytes"] = "1"
+        info.write_text(json.dumps(document))
+        ended = jobs.run(2, "-m", "jaxdp.train", *SHORT, f"--workdir={jobs.folder / 'changed'}")
+    finally:
+        info.write_text(before)
+    assert ended.code == 2
+    assert "cannot be gone on with: its data is 'digits/1.0.0 " in ended.err
+    assert len([line for line in ended.err.splitlines() if "jaxdp: error:" in line]) == 1
+
+
 def test_help_is_the_commands_own(jobs):
     ended = jobs.run(2, "-m", "jaxdp.train", "--help")
     assert ended.code == 0

@@ -155,6 +155,14 @@ def test_a_damaged_record_is_named(tmp_path):
         source.read("train", World())
 
 
+def test_a_missing_shard_is_named(tmp_path):
+    source = open_source(make_data_set(tmp_path, "holey"))
+    (shard,) = (tmp_path / "holey" / "2.0.0").glob("*train*.array_record*")
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"of holey/2\.0\.0 in .* cannot be read: .*prepare the data set anew"):
+        source.read("train", World())
+
+
 @pytest.mark.parametrize("stored_size", [4, 8])
 def test_images_are_fitted_to_the_stored_size(tmp_path, stored_size):
     config = dataclasses.replace(make_data_set(tmp_path, "many", shape=(None, 6, 3)), stored_size=stored_size)
