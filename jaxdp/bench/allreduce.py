@@ -19,7 +19,7 @@ import numpy as np
 from jaxdp import compat, parse
 from jaxdp.collectives import auto
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.choice import AUTO, MPI, WIRES, Choice
+from jaxdp.collectives.choice import AUTO, MPI, SEGMENT_BYTES, WIRES, Choice
 from jaxdp.collectives.cost import Network
 from jaxdp.collectives.measure import measure_network
 from jaxdp.config import ENGINES
@@ -28,7 +28,6 @@ from jaxdp.world import World
 # Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
 _LARGEST_EXACT = 256
 _NAMES = (*ALGORITHMS, MPI, AUTO)
-_SEGMENTS = {"native": 2**16, "mpi4jax": 2**18}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
             found.append(Choice(name, **common))
     contenders = []
     for engine in arguments.engine:
-        segment = arguments.segment or _SEGMENTS[engine]
+        segment = arguments.segment or SEGMENT_BYTES[engine]
         contenders += [
             Contender(one.algorithm, engine, dataclasses.replace(one, segment_bytes=segment)) for one in found
         ]

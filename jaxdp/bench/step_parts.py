@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxdp.collectives.choice import SEGMENT_BYTES
 from jaxdp.config import AllreduceConfig, OptimizerConfig
 from jaxdp.world import World
 
@@ -100,7 +101,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
         inner="direct",
         outer="multicolor",
         ranks_per_node=None,
-        segment_bytes=2**16 if setting.engine == "native" else 2**18,
+        segment_bytes=SEGMENT_BYTES.get(setting.engine, SEGMENT_BYTES["native"]),
         wire=setting.wire,
         bucket_bytes=setting.bucket,
     )

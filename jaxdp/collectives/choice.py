@@ -27,6 +27,9 @@ WIRES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 DEFAULT_COLORS = 4
 
+SEGMENT_BYTES = {"native": 2**16, "mpi4jax": 2**18}
+"""Sizes of segments that suit each engine."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
