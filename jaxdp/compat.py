@@ -106,6 +106,11 @@ def import_tfds() -> ModuleType:
     return tfds
 
 
+def data_folder(given: str | pathlib.Path | None) -> pathlib.Path:
+    """Where data sets are: the folder given, or TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+    return pathlib.Path(given or import_tfds().core.constants.DATA_DIR).expanduser()
+
+
 def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:
     """mpi4jax's sum over a communicator, by MPI_Allreduce, in jit on one device."""
     import mpi4jax

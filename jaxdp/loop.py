@@ -264,9 +264,8 @@ def _batches(run: Run, split: Split, first: int, end: int) -> feed.Ahead[Batch]:
 
 def _holdings(run: Run, step: int) -> np.ndarray | None:
     """The example in each slot when a step begins; None if that is the example of its number."""
-    if run.partitions is None:
-        return None
-    return run.partitions.holdings(run.partitions.period(step * run.config.batch_size // run.plan.num_examples))
+    partitions = run.partitions
+    return None if partitions is None else partitions.holdings(partitions.period_at(step))
 
 
 def _nothing_left(workdir: pathlib.Path, position: Position, plan: Plan, end: int) -> bool:

@@ -119,7 +119,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
             elapsed = fed() if name == "jaxdp" else _copy(split.images_NHWC, arguments, repetition)
             if repetition >= 0:
                 seconds.append(elapsed)
-    crossing = _crossing_bytes(split, arguments, world) * image_bytes
+    crossing = _crossing_images(split, arguments, world) * image_bytes
     slowest = {name: float(np.median(np.max(world.allgather(seconds), axis=0))) for name, seconds in timed.items()}
     rates = {name: arguments.steps * arguments.batch / seconds for name, seconds in slowest.items()}
     rows = [
@@ -164,7 +164,7 @@ def _copy(images_NHWC: np.ndarray, arguments: argparse.Namespace, repetition: in
     return time.perf_counter() - start
 
 
-def _crossing_bytes(split: Split, arguments: argparse.Namespace, world: World) -> float:
+def _crossing_images(split: Split, arguments: argparse.Namespace, world: World) -> float:
     """Images that a rank gets from other nodes in a step, on average."""
     ids = _order(split, arguments, world).examples(0, arguments.steps)
     mine = ids[:, world.rank * arguments.batch : (world.rank + 1) * arguments.batch]
@@ -183,7 +183,7 @@ def _beside_steps(split: Split, size: int, arguments: argparse.Namespace, world:
         jax.block_until_ready(parts.programs["step"]())
     world.barrier()
     ahead = feed_of(split, arguments, world, parts.engine)
-    start, waited, done = 0.0, 0.0, None
+    start, done = 0.0, None
     for step, batch in enumerate(ahead):
         if step == _WARMUP:
             start, _ = time.perf_counter(), ahead.take_waited()

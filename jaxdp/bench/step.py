@@ -96,17 +96,18 @@ def make_parser() -> parse.Parser:
     parser = parse.Parser("jaxdp.bench step", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--engine", choices=ENGINES, default="native", help="default native")
-    add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="default resnet18")
-    add("--image_size", type=parse.number, default=32, help="height and width; default 32")
-    add("--batch", type=parse.number, default=16, help="images a rank; default 16")
-    add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), default="multicolor", help="default multicolor")
-    add("--wire", choices=tuple(WIRES), default="float32", help="what float32 is on the wire")
-    add("--bucket", type=parse.size, default=4_000_000, help="with which a bucket is closed; default 4M")
+    add("--engine", choices=ENGINES, help="default %(default)s")
+    add("--model", choices=tuple(step_parts.MODELS), help="default %(default)s")
+    add("--image_size", type=parse.number, help="height and width; default %(default)s")
+    add("--batch", type=parse.number, help="images a rank; default %(default)s")
+    add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), help="default %(default)s")
+    add("--wire", choices=tuple(WIRES), help="what float32 is on the wire")
+    add("--bucket", type=parse.size, help="with which a bucket is closed; default %(default)s")
     add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default 10")
     add("--json", type=pathlib.Path, help="a file for the row")
     add("--plot", type=pathlib.Path, help="a file for a picture of rank 0's last step; native only")
     add("--trace", type=pathlib.Path, help="a file for the last step in Chrome's trace format; native only")
+    parser.set_defaults(**dataclasses.asdict(step_parts.Setting()))
     return parser
 
 

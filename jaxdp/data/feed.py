@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -67,25 +68,23 @@ def batches(
             yield epochs, rows
             first = end
 
-    for period, of_period in _periods(steps, order, partitions):
+    for period, of_period in _periods(steps, partitions):
         if partitions is not None and of_period.start > steps.start:
-            at_once = max(1, steps_per_exchange * order.batch_size)
+            at_once = steps_per_exchange * order.batch_size
             split = rearrange(split, partitions.holdings(period), nodes, comm, at_once=at_once)
         for epochs, rows in Ahead(windows(split, of_period), lambda window: window, depth=1):
             for epoch_B, of_step in zip(epochs, rows, strict=True):
                 yield make_batch(of_step, epoch_B, places=places, size=size)
 
 
-def _periods(steps: range, order: Order, partitions: Partitions | None) -> Iterator[tuple[int, range]]:
-    """The steps of each period, by their first examples; all of them at once without partitions."""
+def _periods(steps: range, partitions: Partitions | None) -> Iterator[tuple[int, range]]:
+    """The steps of each period; all of them at once without partitions."""
     if partitions is None:
         yield 0, steps
         return
-    epochs = np.array(steps) * order.batch_size // order.num_examples
-    periods = epochs // partitions.exchange_every
-    for period in np.unique(periods).tolist():
-        (here,) = np.nonzero(periods == period)
-        yield period, steps[here[0] : here[-1] + 1]
+    for period, of_period in itertools.groupby(steps, partitions.period_at):
+        first, *others = of_period
+        yield period, range(first, first + 1 + len(others))
 
 
 def make_batch(rows: Rows, epochs: np.ndarray, *, places: np.ndarray, size: int) -> Batch:

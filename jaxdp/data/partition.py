@@ -41,6 +41,10 @@ class Partitions:
         """In which period an epoch lies."""
         return epoch // self.exchange_every
 
+    def period_at(self, step: int) -> int:
+        """In which period the first example of a step lies."""
+        return self.period(step * self.batch_size // self.num_examples)
+
     def holdings(self, period: int) -> np.ndarray:
         """int64 [N]: the example in each slot; at first they lie as in the files."""
         return _holdings(self.num_examples, self.seed, period)

@@ -14,6 +14,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxdp import compat, parse
+from jaxdp.data.order import even_bounds
 from jaxdp.world import USER_ERROR
 
 VERSION = "1.0.0"
@@ -99,10 +101,9 @@ def prepare(
     Raises:
       ValueError: the folders are not as they must be, or the data set is there already, made of other files.
     """
-    tfds = compat.import_tfds()
     if not name.isidentifier() or name != name.lower():
         raise ValueError(f"the name of a data set has small letters, digits and underscores: --name={name} has others")
-    parent = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name
+    parent = compat.data_folder(data_dir) / name
     folder, begun = parent / VERSION, parent / f"{VERSION}.begun"
     classes, splits = _listed(source)
     inventory = _inventory(source, splits, size)
@@ -188,9 +189,9 @@ def _shards(splits: dict[str, list[tuple[pathlib.Path, int]]], folder: pathlib.P
     for split, files in splits.items():
         total = sum(path.stat().st_size for path, _ in files)
         count = max(1, min(len(files), -(-total // _SHARD_BYTES)))
-        for index in range(count):
-            part = files[index * len(files) // count : (index + 1) * len(files) // count]
-            shards.append(Shard(split, index, count, tuple(part), folder, size))
+        bounds = even_bounds(len(files), count).tolist()
+        for index, part in enumerate(itertools.pairwise(bounds)):
+            shards.append(Shard(split, index, count, tuple(files[slice(*part)]), folder, size))
     return shards
 
 

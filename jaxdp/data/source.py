@@ -101,9 +101,10 @@ class Source:
     content: str
     resized: bool = False
 
-    def nbytes(self, split: str) -> int:
-        """Of a whole split in RAM."""
-        return self.sizes[split] * (math.prod(self.image_shape) + np.dtype(np.int32).itemsize)
+    @property
+    def example_bytes(self) -> int:
+        """Of one example in RAM."""
+        return math.prod(self.image_shape) + np.dtype(np.int32).itemsize
 
     @property
     def fingerprint(self) -> str:
@@ -134,30 +135,36 @@ class Source:
         return held
 
     def _fill(self, held: Split, split: str, *, threads: int, bar: bool) -> None:
+        try:
+            records = self.records(split)
+        except Exception as error:  # The libraries below raise whatever they like on a damaged file.
+            raise self._unreadable(f"the split {split!r}", error) from error
         starts = range(held.mine.start, held.mine.stop, _READ_AT_ONCE)
         with (
             concurrent.futures.ThreadPoolExecutor(threads, "jaxdp-read") as pool,
             tqdm(total=len(range(held.num_examples)[held.mine]), desc=f"read {split}", disable=not bar) as progress,
         ):
             parts = [slice(start, min(start + _READ_AT_ONCE, held.mine.stop)) for start in starts]
-            for part in pool.map(lambda part: self._fill_part(held, split, part), parts):
+            for part in pool.map(lambda part: self._fill_part(held, split, records, part), parts):
                 progress.update(part.stop - part.start)
 
-    def _fill_part(self, held: Split, split: str, part: slice) -> slice:
+    def _fill_part(self, held: Split, split: str, records: Any, part: slice) -> slice:
         examples = held.examples_at(np.arange(part.start, part.stop)).tolist()
         try:
-            for row, record in zip(
-                range(part.start, part.stop), self.records(split).__getitems__(examples), strict=True
-            ):
+            for row, record in zip(range(part.start, part.stop), records.__getitems__(examples), strict=True):
                 image = record["image"]
                 held.images_NHWC[row] = _fitted(image, self.image_shape) if self.resized else image
                 held.labels_N[row] = record["label"]
-        except Exception as error:  # The libraries below raise whatever they like on a damaged file.
-            raise ValueError(
-                f"examples {min(examples)} to {max(examples)} of the split {split!r} of {self.name} in "
-                f"{self.where} cannot be read: {type(error).__name__}: {error}: prepare the data set anew"
-            ) from error
+        except Exception as error:  # As above.
+            what = f"examples {min(examples)} to {max(examples)} of the split {split!r}"
+            raise self._unreadable(what, error) from error
         return part
+
+    def _unreadable(self, what: str, error: Exception) -> ValueError:
+        return ValueError(
+            f"{what} of {self.name} in {self.where} cannot be read: {type(error).__name__}: {error}: prepare the data "
+            "set anew"
+        )
 
 
 def _fitted(image_HWC: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -179,11 +186,8 @@ def check_memory(source: Source, world: World) -> None:
       SystemExit: it does not; one message on one rank's stderr.
     """
     nodes = Nodes(world.leaders)
-    needed = 0
-    for split in ("train", "test"):
-        bounds = nodes.bounds(source.sizes[split])
-        share = (bounds[1:] - bounds[:-1])[nodes.of_rank[world.rank]]
-        needed += int(share) * source.nbytes(split) // max(1, source.sizes[split])
+    shares = (np.diff(nodes.bounds(size))[nodes.of_rank[world.rank]] for size in source.sizes.values())
+    needed = int(sum(shares)) * source.example_bytes
     free, where = memory.free_bytes(shared=world.local_size > 1)
     with world.together():
         if needed > free:

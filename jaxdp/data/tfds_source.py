@@ -37,9 +37,7 @@ def open_tfds(config: DataConfig) -> Source:
       ValueError: there is no such set, it is not prepared as array_record, or it does not hold images with a label;
         says how to prepare it.
     """
-    tfds = compat.import_tfds()
-
-    folder = pathlib.Path(config.dir or tfds.core.constants.DATA_DIR).expanduser()
+    tfds, folder = compat.import_tfds(), compat.data_folder(config.dir)
     remedy = (
         f"prepare it with tfds.builder({config.name!r}, data_dir={str(folder)!r}, file_format='array_record')"
         ".download_and_prepare(), or set config.data.dir to where it is"
@@ -100,9 +98,7 @@ def _digits(folder: pathlib.Path) -> Any:
 
 
 def _write_digits(config: DataConfig) -> None:
-    tfds = compat.import_tfds()
-
-    folder = pathlib.Path(config.dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = compat.data_folder(config.dir)
     if _is_prepared(folder, "digits"):
         return
     try:

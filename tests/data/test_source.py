@@ -193,7 +193,7 @@ def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypa
     monkeypatch.setattr(memory, "free_bytes", lambda *, shared: (free + 0 * shared, "in RAM"))
     with pytest.raises(ValueError, match=r"0\.00 GiB of memory on here, 1 of 3 nodes .* 0\.00 GiB left in RAM: start"):
         check_memory(source, World(0, 3))
-    free = (source.nbytes("train") + source.nbytes("test")) // 3
+    free = (1437 + 360) * source.example_bytes // 3
     check_memory(source, World(0, 3))
 
 
