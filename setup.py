@@ -34,7 +34,7 @@ setup(
     ext_modules=[
         Extension(
             "jaxdp.native._engine",
-            sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "doors", "engine")],
+            sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "doors", "engine", "rows")],
             depends=[f"jaxdp/native/{name}.h" for name in ("arithmetic", "engine")],
             extra_compile_args=[
                 *("-std=c++17", "-O3", "-Wall", "-Wextra", "-pthread", "-fvisibility=hidden"),

@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.test_split = "test"
     config.data.mean = (0.306,)
     config.data.std = (0.376,)
+    config.data.storage = "pixels"
     config.data.stored_size = config_dict.placeholder(int)
     config.data.image_size = config_dict.placeholder(int)
     config.data.crop = "none"
@@ -35,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.shuffle = "global"
     config.data.partitions = config_dict.placeholder(int)
     config.data.exchange_every = 1
+    config.data.groups = 1
     config.data.exchange_steps = 16
     config.data.prefetch = 2
 

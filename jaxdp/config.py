@@ -14,6 +14,7 @@ from jaxdp.settings import build, flattened
 
 OPTIMIZERS = ("lars", "sgd")
 DECAYS = ("cosine", "polynomial")
+STORAGES = ("pixels", "encoded")
 SHUFFLES = ("global", "partition")
 CROPS = ("none", "padded", "resized")
 ENGINES = ("native", "mpi4jax", "xla")
@@ -24,6 +25,7 @@ MAY_CHANGE = (
     "checkpoint",
     "data.dir",
     "data.exchange_steps",
+    "data.groups",
     "data.prefetch",
     "eval_every_epochs",
     "log_every_steps",
@@ -40,12 +42,15 @@ class DataConfig:
       dir: the folder with the prepared sets; None for TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets).
       train_split, test_split: names of the splits to train on and to evaluate on.
       mean, std: of the pixels in 0..1, one value or one a channel; images are normalised with them.
-      stored_size: height and width of images in memory: the shorter side is resized, the middle cut out; None for
-        images as they are in the set, which must all have one size.
+      storage: of images in memory: "pixels", or "encoded" for their files, decoded when they are needed; then "resized"
+        crops are cut on the host out of images as they are in the set.
+      stored_size: height and width of images in memory, or decoded: the shorter side is resized, the middle cut out;
+        None for images as they are in the set, which must all have one size.
       image_size, crop, crop_padding, crop_area, crop_ratio, flip: what the model sees of them, see `Augmentation`.
       shuffle: "global", a permutation of all examples every epoch, or "partition", see `Partitions`.
       partitions: their number ("partition" only).
       exchange_every: epochs from one exchange of the partitions to the next.
+      groups: of nodes, each of which holds the whole training split and exchanges rows inside only.
       exchange_steps: steps whose rows cross between the nodes in one exchange.
       prefetch: batches that are on the devices ahead of the step.
     """
@@ -56,6 +61,7 @@ class DataConfig:
     test_split: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    storage: str
     stored_size: int | None
     image_size: int | None
     crop: str
@@ -66,6 +72,7 @@ class DataConfig:
     shuffle: str
     partitions: int | None
     exchange_every: int
+    groups: int
     exchange_steps: int
     prefetch: int
 
@@ -219,6 +226,7 @@ def _check(config: Config) -> None:
         ("model.name", config.model.name, tuple(MODELS)),
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
+        ("data.storage", config.data.storage, STORAGES),
         ("data.crop", config.data.crop, CROPS),
         ("data.shuffle", config.data.shuffle, SHUFFLES),
         ("allreduce.engine", config.allreduce.engine, ENGINES),
@@ -239,6 +247,7 @@ def _check(config: Config) -> None:
         "data.image_size",
         "data.partitions",
         "data.exchange_every",
+        "data.groups",
         "data.exchange_steps",
         "data.prefetch",
         "schedule.base_rate",
@@ -285,6 +294,11 @@ def _check(config: Config) -> None:
             f"config.epochs is {config.epochs:g}"
         )
     if config.data.shuffle == "partition":
+        if config.data.storage == "encoded":
+            raise ValueError(
+                "partitions exchange rows of one size, which files are not: config.data.shuffle 'partition' needs "
+                "config.data.storage 'pixels'"
+            )
         if config.data.partitions is None:
             raise ValueError(
                 "config.data.shuffle 'partition' needs config.data.partitions: best the number of nodes, as then rows "

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxdp.data.exchange import Rows
-from jaxdp.data.feed import make_batch
-from jaxdp.data.source import Split
+from jaxdp.data.feed import empty_images, make_batch
+from jaxdp.data.split import Split
 from jaxdp.engines import Engine
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task
@@ -43,6 +42,8 @@ class Evaluation:
 
 def _host_batch(split: Split, start: int, stop: int, size: int) -> Batch:
     """Rows of a split as a batch of a fixed size, the last one padded."""
-    rows = np.arange(start, stop)
-    examples = Rows(split.images_NHWC[start:stop], split.labels_N[start:stop], rows + split.first)
-    return make_batch(examples, np.zeros_like(rows), places=rows - start, size=size)
+    rows, epochs = np.arange(start, stop), np.zeros(stop - start, np.int64)
+    ids, places = split.examples_at(rows), rows - start
+    image_BHWC = empty_images(size, split.images.shape, places)
+    split.images.fill(rows, ids, epochs, image_BHWC, places)
+    return make_batch(image_BHWC, split.labels_N[start:stop], ids, epochs, places)

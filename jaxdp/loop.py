@@ -17,10 +17,13 @@ from jaxdp.config import Config
 from jaxdp.data import feed
 from jaxdp.data.augment import Augmentation
 from jaxdp.data.catalog import open_source
-from jaxdp.data.nodes import Nodes
+from jaxdp.data.decode import Decoder, RandomCrop
+from jaxdp.data.load import check_memory, read
+from jaxdp.data.nodes import Group
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.partition import Partitions
-from jaxdp.data.source import Source, Split, check_memory
+from jaxdp.data.source import Source
+from jaxdp.data.split import Split
 from jaxdp.data.tfds_source import prepare_digits
 from jaxdp.engines import Engine, make_engine
 from jaxdp.evaluation import Evaluation
@@ -41,6 +44,7 @@ class Run:
     """All parts of a run, built from its config and not changed by it.
 
     Attributes:
+      groups: of ranks, those that hold each split between them.
       first_state: before the first step, on this rank's host.
       layout: the buckets of what crosses between ranks in a step.
     """
@@ -51,6 +55,7 @@ class Run:
     source: Source
     engine: Engine
     deal: Deal
+    groups: dict[str, Group]
     task: Task
     learning_rate: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -77,6 +82,29 @@ class Run:
         of_epoch = None if self.partitions is None else self.partitions.order
         return Order(self.plan.num_examples, self.config.batch_size, self.config.seed, of_epoch)
 
+    def read(self, split: str, *, holdings: np.ndarray | None = None, bar: bool = False) -> Split:
+        """Reads a split, see `load.read`."""
+        decoder = None
+        if self.config.data.storage == "encoded":
+            decoder = self._training_decoder if split == "train" else Decoder(self.source.image_shape)
+        group = self.groups[split]
+        return read(self.source, split, self.world, group, decoder=decoder, holdings=holdings, bar=bar)
+
+    @property
+    def _training_decoder(self) -> Decoder:
+        data = self.config.data
+        if data.crop != "resized":
+            return Decoder(self.source.image_shape)
+        size = data.image_size or self.source.image_shape[0]
+        crop = RandomCrop(self.config.seed, data.crop_area, data.crop_ratio)
+        return Decoder((size, size, self.source.image_shape[2]), crop)
+
+    def check_memory(self) -> None:
+        """Checks that the data fits, see `load.check_memory`."""
+        rows = int(np.diff(self.deal.rank_bounds).max()) * self.config.data.exchange_steps
+        encoded = self.config.data.storage == "encoded"
+        check_memory(self.source, self.world, self.groups, encoded=encoded, rows_ahead=rows)
+
     @property
     def position_at_start(self) -> Position:
         return Position(0, self.config.seed, self.source.fingerprint, self.plan.num_examples, self.config.batch_size)
@@ -92,7 +120,7 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
       stop_at_step: save and end before the end of the run, once so many steps are done.
     """
     run = build(config, world)
-    check_memory(run.source, world)
+    run.check_memory()
     checkpoints = None
     with world.together():
         if world.is_root:
@@ -100,8 +128,8 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
             checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state, position = restore(run, checkpoints)
     bar = world.is_root and on_terminal()
-    train_split = run.source.read("train", world, holdings=_holdings(run, position.step), bar=bar)
-    test_split = run.source.read("test", world, bar=bar)
+    train_split = run.read("train", holdings=_holdings(run, position.step), bar=bar)
+    test_split = run.read("test", bar=bar)
     allreduce = run.engine.make_allreduce(config.allreduce, world, run.layout, position.chosen)
     position = dataclasses.replace(position, chosen=allreduce.chosen)
     end = min(run.plan.total_steps, stop_at_step or run.plan.total_steps)
@@ -161,7 +189,7 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
 def evaluate_run(config: Config, workdir: pathlib.Path, world: World) -> None:
     """Restores the latest checkpoint in the workdir and evaluates it on the whole test split."""
     run = build(config, world)
-    test_split = run.source.read("test", world)
+    test_split = run.read("test")
     with world.together():
         checkpoints = Checkpoints(workdir / "checkpoints") if world.is_root else None
         if checkpoints is not None and checkpoints.latest_step() is None:
@@ -180,6 +208,7 @@ def build(config: Config, world: World) -> Run:
     prepare_digits(config.data, world)
     with world.together():
         source = open_source(config.data)
+        groups = {split: Group.of(world, count) for split, count in (("train", config.data.groups), ("test", 1))}
         augmentation = make_augmentation(config)
         network, params, stats = Network.create(
             config.model.name,
@@ -205,6 +234,7 @@ def build(config: Config, world: World) -> Run:
         source=source,
         engine=engine,
         deal=deal,
+        groups=groups,
         task=task,
         learning_rate=learning_rate,
         optimizer=optimizer,
@@ -216,8 +246,10 @@ def build(config: Config, world: World) -> Run:
 def make_augmentation(config: Config) -> Augmentation:
     """What the config says of it."""
     data = config.data
+    # Files are cropped as they are decoded.
+    crop = "none" if data.storage == "encoded" and data.crop == "resized" else data.crop
     return Augmentation(
-        config.seed, data.image_size, data.crop, data.crop_padding, data.crop_area, data.crop_ratio, data.flip
+        config.seed, data.image_size, crop, data.crop_padding, data.crop_area, data.crop_ratio, data.flip
     )
 
 
@@ -253,7 +285,8 @@ def _batches(run: Run, split: Split, first: int, end: int) -> feed.Ahead[Batch]:
         split,
         order=run.order,
         deal=run.deal,
-        nodes=Nodes(run.world.leaders),
+        rank=run.world.rank,
+        group=run.groups["train"].opened(run.world.data_comm),
         comm=run.world.data_comm,
         steps=range(first, end),
         steps_per_exchange=run.config.data.exchange_steps,

@@ -16,7 +16,7 @@ from jaxdp.world import is_launched
 
 if TYPE_CHECKING:
     from jaxdp.checkpoint import Position
-    from jaxdp.data.source import Split
+    from jaxdp.data.split import Split
     from jaxdp.loop import Run
     from jaxdp.plan import Plan
 

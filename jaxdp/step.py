@@ -27,17 +27,32 @@ class Batch:
 
     Attributes:
       image_BHWC: uint8.
-      label_B: int32.
-      mask_B: bool, False for padding.
-      id_B: uint32, which examples they are.
-      epoch_B: uint32, in which epoch each is seen.
+      about_B4: int32, of each its label, 1 (0 for padding), which example it is, and the epoch in which it is seen: one
+        array, as it takes as long to put a small one onto a device as a large one.
     """
 
     image_BHWC: Any
-    label_B: Any
-    mask_B: Any
-    id_B: Any
-    epoch_B: Any
+    about_B4: Any
+
+    @property
+    def label_B(self) -> Any:
+        """int32."""
+        return self.about_B4[:, 0]
+
+    @property
+    def mask_B(self) -> Any:
+        """bool, False for padding."""
+        return self.about_B4[:, 1] != 0
+
+    @property
+    def id_B(self) -> Any:
+        """int32, which examples they are."""
+        return self.about_B4[:, 2]
+
+    @property
+    def epoch_B(self) -> Any:
+        """int32, in which epoch each is seen."""
+        return self.about_B4[:, 3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +132,7 @@ def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -
       state: arrays or their shapes.
       image_shape: (H, W, C), as images are held.
     """
-    batch = Batch(
-        jax.ShapeDtypeStruct((1, *image_shape), "uint8"),
-        jax.ShapeDtypeStruct((1,), "int32"),
-        jax.ShapeDtypeStruct((1,), "bool"),
-        jax.ShapeDtypeStruct((1,), "uint32"),
-        jax.ShapeDtypeStruct((1,), "uint32"),
-    )
+    batch = Batch(jax.ShapeDtypeStruct((1, *image_shape), "uint8"), jax.ShapeDtypeStruct((1, 4), "int32"))
     return readiness(functools.partial(forward_backward, task), state.params, state.stats, batch)
 
 

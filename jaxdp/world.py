@@ -33,6 +33,10 @@ _LAUNCHERS = (
 )
 
 
+class UserError(ValueError):
+    """A user's mistake that one rank alone may meet, and when it comes the others cannot be asked: the job ends."""
+
+
 class AgreedExit(SystemExit):
     """The end of the job on which all ranks have agreed; any other exit of one rank would leave the rest waiting."""
 
@@ -224,6 +228,9 @@ def _die(world: World, error: BaseException | None) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         world.abort(128 + signal.SIGINT)
     where = f"rank {world.rank} of {world.size} on {world.host}"
+    if isinstance(error, UserError):
+        print(f"jaxdp: error: {error} ({where})", file=sys.stderr)
+        world.abort(USER_ERROR)
     if error is not None:
         traceback.print_exception(error)
     print(f"jaxdp: error: {where} failed and ends the job: {type(error).__name__}: {error}", file=sys.stderr)

@@ -21,6 +21,8 @@ def failing(function, *, after):
         (WORKDIR / "failed-at").write_text(str(time.time()))
         if WHERE == "exit":
             sys.exit(0)
+        if WHERE == "decode":
+            raise OSError("broken data stream")
         raise RuntimeError("a failure for the test")
 
     return instead
@@ -28,12 +30,14 @@ def failing(function, *, after):
 
 def work(arguments, world):
     from jaxdp import checkpoint
-    from jaxdp.data import feed
+    from jaxdp.data import decode, feed
     from jaxdp.engines import distributed, local
 
     if world.rank == RANK:
         if WHERE == "feed":
-            feed.padded = failing(feed.padded, after=100)
+            feed.padded = failing(feed.padded, after=20)
+        elif WHERE == "decode":
+            decode.Decoder.__call__ = failing(decode.Decoder.__call__, after=2000)
         elif WHERE == "save":
             checkpoint.Checkpoints.save = failing(checkpoint.Checkpoints.save, after=1)
         else:

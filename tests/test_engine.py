@@ -6,8 +6,7 @@ import pytest
 from jaxdp.collectives.allreduce import BlockingAllreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
-from jaxdp.data.exchange import Rows
-from jaxdp.data.feed import make_batch
+from jaxdp.data.feed import empty_images, make_batch
 from jaxdp.data.order import Deal
 from jaxdp.engines.local import LocalEngine
 from jaxdp.models.network import Network
@@ -37,8 +36,11 @@ def step_on(num_devices, images, labels):
     task = Task(network, (0.5,), (0.25,), len(labels), deal.padded)
     optimizer = optax.sgd(0.0)
     state = engine.replicate(TrainState.create(*given_up, optimizer))
-    rows, size = deal.rows_of(0), num_devices * deal.per_device
-    batch = make_batch(Rows(images, labels, np.arange(len(labels))), np.zeros(len(labels)), places=rows, size=size)
+    places = deal.rows_of(0)
+    image_BHWC = empty_images(num_devices * deal.per_device, images.shape[1:], places)
+    image_BHWC[places] = images
+    ids = np.arange(len(labels))
+    batch = make_batch(image_BHWC, labels, ids, np.zeros_like(ids), places)
     layout = Buckets.plan(reduced_shapes(state), bucket_bytes=1000)
     allreduce = BlockingAllreduce([Choice("ring")] * len(layout.members), AWorldOfOne())
     after, metrics = engine.train_step(task, optimizer, layout, allreduce)(state, engine.place(batch))

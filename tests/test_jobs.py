@@ -128,6 +128,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments,
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_images_held_as_files_train_to_the_same_bits(jobs, ranks):
+    for storage in ("pixels", "encoded"):
+        jobs.train(ranks, f"{storage}-{ranks}", *SHORT, f"--config.data.storage={storage}")
+    assert jobs.saved(f"encoded-{ranks}", 45) == jobs.saved(f"pixels-{ranks}", 45)
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(jobs):
     often = (
         *SHORT,
@@ -216,6 +223,20 @@ def test_a_rank_that_fails_ends_the_job(jobs, where, rank, engine):
     assert ended.code != 0
     assert begin + ended.seconds - failed_at < 10
     assert f"jaxdp: error: rank {rank} of 3 on" in ended.err
+
+
+def test_a_file_that_cannot_be_decoded_ends_the_job_with_one_message(jobs):
+    workdir = jobs.folder / "fails-decode"
+    arguments = ["--config.epochs=12.0", "--config.data.storage=encoded", f"--workdir={workdir}"]
+    begin = time.time()
+    ended = jobs.run(3, "tests/failing_job.py", "decode", "1", *arguments, timeout=60)
+    assert begin + ended.seconds - float((workdir / "failed-at").read_text()) < 10
+    assert ended.code == 2
+    assert ended.err.count("jaxdp: error: ") == 1
+    assert (
+        "no image that can be decoded: OSError: broken data stream: prepare the data set anew (rank 1 of" in ended.err
+    )
+    assert "Traceback" not in ended.err
 
 
 def test_a_mistake_leaves_no_workdir_behind(jobs):

@@ -16,9 +16,8 @@ def task(padded, batch_size):
 def batch(size, real):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (size, 8, 8, 1), np.uint8)
-    return Batch(
-        images, rng.integers(0, 10, size).astype(np.int32), np.arange(size) < real, *np.zeros((2, size), np.uint32)
-    )
+    columns = rng.integers(0, 10, size), np.arange(size) < real, np.zeros(size), np.zeros(size)
+    return Batch(images, np.stack(columns, axis=1).astype(np.int32))
 
 
 @pytest.mark.parametrize(("size", "real"), [(6, 6), (8, 6)])

@@ -18,13 +18,13 @@ import numpy as np
 
 from jaxdp import compat, parse
 from jaxdp.bench import step_parts
-from jaxdp.data.nodes import Nodes
+from jaxdp.data.nodes import Group
 from jaxdp.data.order import Deal, Order
 from jaxdp.world import World
 
 if TYPE_CHECKING:
     from jaxdp.data.feed import Ahead
-    from jaxdp.data.source import Split
+    from jaxdp.data.split import Split
     from jaxdp.engines import Engine
     from jaxdp.step import Batch
 
@@ -94,7 +94,8 @@ def make_parser() -> parse.Parser:
 
 
 def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row]:
-    from jaxdp.data.source import check_memory
+    from jaxdp.data.load import check_memory, read
+    from jaxdp.data.storage import Pixels
     from jaxdp.data.synthetic import PREFIX, open_synthetic
     from jaxdp.engines import make_engine
 
@@ -102,8 +103,11 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     image_bytes = size * size * _CHANNELS
     count = max(arguments.batch * world.size, arguments.bytes // image_bytes)
     source = open_synthetic(f"{PREFIX}{count}:1:{size}:{step_parts.NUM_CLASSES}")
-    check_memory(source, world)
-    split = source.read("train", world)
+    group = Group.of(world, 1)
+    check_memory(source, world, {"train": group})
+    split = read(source, "train", world, group)
+    assert isinstance(split.images, Pixels)
+    images_NHWC = split.images.images_NHWC
 
     def fed() -> float:
         ahead = feed_of(split, arguments, world, engine)
@@ -116,7 +120,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     for repetition in range(-1, arguments.repeat):
         for name, seconds in timed.items():
             world.barrier()
-            elapsed = fed() if name == "jaxdp" else _copy(split.images_NHWC, arguments, repetition)
+            elapsed = fed() if name == "jaxdp" else _copy(images_NHWC, arguments, repetition)
             if repetition >= 0:
                 seconds.append(elapsed)
     crossing = _crossing_images(split, arguments, world) * image_bytes
@@ -140,7 +144,8 @@ def feed_of(split: Split, arguments: argparse.Namespace, world: World, engine: E
         split,
         order=_order(split, arguments, world),
         deal=Deal(arguments.batch * world.size, world.size, engine.num_devices),
-        nodes=Nodes(world.leaders),
+        rank=world.rank,
+        group=Group.of(world, 1).opened(world.data_comm),
         comm=world.data_comm,
         steps=range(arguments.steps),
         steps_per_exchange=_EXCHANGE_STEPS,

@@ -107,12 +107,9 @@ def make_parts(setting: Setting, world: World) -> Parts:
     )
     allreduce = engine.make_allreduce(config, world, layout, None)
     rng = np.random.default_rng(world.rank)
-    batch = Batch(
-        rng.integers(0, 256, (setting.batch, *shape), np.uint8),
-        rng.integers(0, NUM_CLASSES, setting.batch).astype(np.int32),
-        np.ones(setting.batch, bool),
-        *np.zeros((2, setting.batch), np.uint32),
-    )
+    about = np.zeros((setting.batch, 4), np.int32)
+    about[:, 0], about[:, 1] = rng.integers(0, NUM_CLASSES, setting.batch), 1
+    batch = Batch(rng.integers(0, 256, (setting.batch, *shape), np.uint8), about)
 
     # The parts run on the first device of this rank, by themselves.
     device = jax.local_devices()[0]

@@ -29,8 +29,10 @@ class Audit:
 
     def add(self, ids: np.ndarray, epochs: np.ndarray) -> None:
         """Takes down which examples have come, in which epochs: int64 [n] each."""
-        for epoch in np.unique(epochs).tolist():
-            self._given[epoch] = self._given.get(epoch, _summary(ids[:0])) + _summary(ids[epochs == epoch])
+        first, last = int(epochs.min()), int(epochs.max())
+        for epoch in range(first, last + 1):
+            of_epoch = ids if first == last else ids[epochs == epoch]
+            self._given[epoch] = self._given.get(epoch, _summary(ids[:0])) + _summary(of_epoch)
 
     def settle(self, end_step: int, comm: MPI.Intracomm) -> None:
         """Compares all epochs that end by this step; all ranks call it together.

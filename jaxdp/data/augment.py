@@ -55,8 +55,8 @@ class Augmentation:
 
         Args:
           image_BHWC: float32.
-          id_B: uint32, which examples they are.
-          epoch_B: uint32, in which epoch each one is seen.
+          id_B: int32, which examples they are.
+          epoch_B: int32, in which epoch each one is seen.
         """
         if self.crop == "none" and not self.flip:
             return self.test_view(image_BHWC)

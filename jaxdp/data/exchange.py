@@ -6,43 +6,57 @@ A rank takes rows that its own node holds from the memory that the ranks of a no
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from jaxdp.data.nodes import Nodes
-from jaxdp.data.order import Deal
 from jaxdp.data.partition import moves
-from jaxdp.data.source import Split
+from jaxdp.data.split import Split
+from jaxdp.data.storage import Pixels, Storage
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 
-# Of memory that XLA's CPU devices use as it is.
-_ALIGNMENT = 64
-
-
-class Rows(NamedTuple):
-    """A rank's examples of one step, in their order.
+@dataclasses.dataclass(frozen=True)
+class Delivery:
+    """This rank's examples of some steps: which they are, and where their images lie.
 
     Attributes:
-      images: uint8 [rows, H, W, C].
-      labels: int32 [rows].
-      ids: int64 [rows], which examples they are.
+      ids: int64 [num_steps, rows], as whoever held them says.
+      labels: int32, likewise.
+      is_here: bool, likewise: on this node.
+      rows: int64, likewise: in `here` or in `arrived`.
+      here, arrived: images.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
     ids: np.ndarray
+    labels: np.ndarray
+    is_here: np.ndarray
+    rows: np.ndarray
+    here: Storage
+    arrived: Storage
+
+    def fill(self, step: int, epochs: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Puts the images of a step into a batch, see `Storage.fill`.
+
+        Args:
+          step: of these.
+          epochs: int64 [rows], in which each is seen.
+          out: uint8 [size, H, W, C].
+          places: int64 [rows], in `out`.
+        """
+        ids, rows, is_here = self.ids[step], self.rows[step], self.is_here[step]
+        if is_here.all():
+            self.here.fill(rows, ids, epochs, out, places)
+            return
+        for images, chosen in ((self.here, is_here), (self.arrived, ~is_here)):
+            images.fill(rows[chosen], ids[chosen], epochs[chosen], out, places[chosen])
 
 
-def exchange(
-    split: Split, ids: np.ndarray, deal: Deal, nodes: Nodes, comm: MPI.Intracomm
-) -> tuple[np.ndarray, Iterator[Rows]]:
-    """This rank's rows of some global batches; what lies on other nodes has come when it returns.
+def exchange(split: Split, ids: np.ndarray, rank_bounds: np.ndarray, nodes: Nodes, comm: MPI.Intracomm) -> Delivery:
+    """This rank's examples of some global batches; what lies on other nodes has come when it returns.
 
     Every rank knows who holds what and who needs what, so nobody asks: only rows cross, in one Alltoallv for all of the
     steps.
@@ -50,60 +64,46 @@ def exchange(
     Args:
       split: what this rank's node holds.
       ids: int64 [num_steps, batch_size], the examples of the global batches; the same on all ranks.
-      deal: which part of a batch is whose.
-      nodes: the world's.
+      rank_bounds: int64 [num_ranks + 1], rank r gets those from rank_bounds[r] to rank_bounds[r + 1].
+      nodes: of all ranks.
       comm: one communicator on all ranks.
-
-    Returns:
-      Which examples have come, as whoever held them says: int64 [num_steps, rows]; and their rows, step by step.
     """
-    mine = ids[:, deal.rank_bounds[comm.rank] : deal.rank_bounds[comm.rank + 1]]
-    here = split.node_of(split.slots_of(mine)) == split.node
-    images, labels, sent = _cross(split, ids, mine[~here], deal, nodes, comm)
-    delivered = mine.copy()
-    delivered[~here] = sent
-    ends = np.cumsum(np.sum(~here, axis=1))
-
-    def rows() -> Iterator[Rows]:
-        for wanted, is_here, first, end in zip(delivered, here, [0, *ends], ends, strict=False):
-            yield _merged(split, wanted, is_here, images[first:end], labels[first:end])
-
-    return delivered, rows()
-
-
-def _merged(split: Split, ids: np.ndarray, is_here: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Rows:
-    """The rows of a step, some of them here, the others, as given, from elsewhere."""
-    rows = split.slots_of(ids[is_here]) - split.first
-    here = taken(split.images_NHWC, rows), split.labels_N[rows]
-    if not len(labels):
-        return Rows(*here, ids)
-    merged = aligned(ids.size, images.shape[1:]), np.empty(ids.size, np.int32)
-    for whole, of_here, arrived in zip(merged, here, (images, labels), strict=True):
-        whole[is_here], whole[~is_here] = of_here, arrived
-    return Rows(*merged, ids)
+    mine = ids[:, rank_bounds[comm.rank] : rank_bounds[comm.rank + 1]]
+    slots = split.slots_of(mine)
+    is_here = split.node_of(slots) == split.node
+    rows = np.where(is_here, slots - split.first, 0)
+    labels, delivered = np.empty(mine.shape, np.int32), mine.copy()
+    labels[is_here] = split.labels_N[rows[is_here]]
+    arrived = split.images
+    if nodes.count > 1:
+        arrived, rows[~is_here], labels[~is_here], delivered[~is_here] = _cross(
+            split, ids, slots[~is_here], rank_bounds, nodes, comm
+        )
+    return Delivery(delivered, labels, is_here, rows, split.images, arrived)
 
 
 def _cross(
-    split: Split, ids: np.ndarray, wanted: np.ndarray, deal: Deal, nodes: Nodes, comm: MPI.Intracomm
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, labels and ids of the wanted examples, which other nodes hold, in their order."""
-    if nodes.count == 1:
-        return np.empty((0, *split.images_NHWC.shape[1:]), np.uint8), np.empty(0, np.int32), np.empty(0, np.int64)
+    split: Split, ids: np.ndarray, wanted: np.ndarray, rank_bounds: np.ndarray, nodes: Nodes, comm: MPI.Intracomm
+) -> tuple[Storage, np.ndarray, np.ndarray, np.ndarray]:
+    """Images, and the rows among them, labels and ids of what lies in the wanted slots, which other nodes hold."""
     slots = split.slots_of(ids)
     holder = split.node_of(slots)
-    taker = np.searchsorted(deal.rank_bounds, np.arange(ids.shape[1]), side="right") - 1
+    taker = np.searchsorted(rank_bounds, np.arange(ids.shape[1]), side="right") - 1
     crosses = holder != nodes.of_rank[taker]
 
     # What leaves goes by taker, what arrives comes by sender; among those in the order of the batches.
     leaves = crosses & (nodes.senders(holder, slots) == comm.rank)
     takers = np.broadcast_to(taker, ids.shape)[leaves]
-    rows = slots[leaves][np.argsort(takers, kind="stable")] - split.first
-    there = split.slots_of(wanted)
-    route = _Route.of(takers, nodes.senders(split.node_of(there), there), comm)
+    leaving = slots[leaves][np.argsort(takers, kind="stable")]
+    rows = leaving - split.first
+    route = _Route.of(takers, nodes.senders(split.node_of(wanted), wanted), comm)
+    lengths = split.lengths_of(wanted[route.by_sender])
+    units = route.cross(split.images.units(rows), split.lengths_of(leaving), lengths)
     return (
-        route.cross(taken(split.images_NHWC, rows)),
-        route.cross(split.labels_N[rows]),
-        route.cross(split.examples_at(rows)),
+        split.images.of_units(units, lengths),
+        route.place,
+        route.cross(split.labels_N[rows])[route.place],
+        route.cross(split.examples_at(rows))[route.place],
     )
 
 
@@ -120,6 +120,7 @@ def rearrange(split: Split, holdings: np.ndarray, nodes: Nodes, comm: MPI.Intrac
     Returns:
       The split as it is then.
     """
+    assert isinstance(split.images, Pixels)
     before = np.arange(split.num_examples) if split.holdings is None else split.holdings
     for sources, targets in moves(before, holdings, at_once=at_once):
         source_nodes, target_nodes = split.node_of(sources), split.node_of(targets)
@@ -129,14 +130,15 @@ def rearrange(split: Split, holdings: np.ndarray, nodes: Nodes, comm: MPI.Intrac
         stays = ~crosses & (takers == comm.rank)
         outgoing = sources[leaves][np.argsort(takers[leaves], kind="stable")] - split.first
         staying = sources[stays] - split.first
-        places = np.concatenate([targets[stays], targets[arrives]]) - split.first
         route = _Route.of(takers[leaves], givers[arrives], comm)
-        images = taken(split.images_NHWC, staying), route.cross(taken(split.images_NHWC, outgoing))
+        places = np.concatenate([targets[stays], targets[arrives][route.by_sender]]) - split.first
+        images = split.images.units(staying), route.cross(split.images.units(outgoing))
         labels = split.labels_N[staying], route.cross(split.labels_N[outgoing])
         # All ranks of a node have read before one writes, and written before one reads.
         comm.Barrier()
-        split.images_NHWC[places] = np.concatenate(images)
-        split.labels_N[places] = np.concatenate(labels)
+        for of_images, of_labels, of_places in zip(images, labels, np.split(places, [staying.size]), strict=True):
+            split.images.put(of_places, of_images)
+            split.labels_N[of_places] = of_labels
         comm.Barrier()
     return dataclasses.replace(split, holdings=holdings)
 
@@ -145,59 +147,50 @@ class _Route(NamedTuple):
     """Who gets how many rows from whom.
 
     Attributes:
-      num_sent, num_received: int64 [num_ranks].
+      takers, givers: int64 [rows], of what this rank sends, by taker, and of what it wants, by sender.
       by_sender: int64 [rows], where what arrives, by sender, goes among what this rank wants.
       comm: one communicator on all ranks.
     """
 
-    num_sent: np.ndarray
-    num_received: np.ndarray
+    takers: np.ndarray
+    givers: np.ndarray
     by_sender: np.ndarray
     comm: MPI.Intracomm
 
     @classmethod
     def of(cls, takers: np.ndarray, givers: np.ndarray, comm: MPI.Intracomm) -> _Route:
         """From the takers of what this rank sends, and the givers of what it wants, each in the order of all ranks."""
-        num_sent, num_received = (np.bincount(ranks, minlength=comm.size) for ranks in (takers, givers))
-        return cls(num_sent, num_received, np.argsort(givers, kind="stable"), comm)
+        by_sender = np.argsort(givers, kind="stable")
+        return cls(np.sort(takers), givers[by_sender], by_sender, comm)
 
-    def cross(self, values: np.ndarray) -> np.ndarray:
-        """What this rank wants of these values, for what the others give of theirs; one a row, sorted by taker."""
-        received = np.empty((self.by_sender.size, *values.shape[1:]), values.dtype)
-        # Counts are in rows, not bytes, so that they stay far below 2^31.
-        row = _row_type(values)
-        self.comm.Alltoallv([values, self.num_sent, row], [received, self.num_received, row])
-        row.Free()
-        in_order = np.empty_like(received)
-        in_order[self.by_sender] = received
-        return in_order
+    @property
+    def place(self) -> np.ndarray:
+        """int64 [rows]: where what this rank wants is among what arrives."""
+        return np.argsort(self.by_sender)
 
+    def cross(
+        self, units: np.ndarray, sent: np.ndarray | None = None, received: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What the others give of their units for what this rank gives of its own, by sender.
 
-def taken(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The images of these rows, copied row by row into aligned memory.
-
-    NumPy copies elements of a fixed number of bytes several times as fast as small arrays.
-    """
-    result = aligned(len(rows), images.shape[1:])
-    # Indices are right; "clip" is the mode in which NumPy writes straight into `out`.
-    np.take(_as_elements(images), rows, out=_as_elements(result), mode="clip")
-    return result
-
-
-def aligned(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 [count, *shape], not initialised, which JAX takes over on CPU devices without a copy."""
-    num_bytes = count * math.prod(shape)
-    memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + num_bytes].reshape(count, *shape)
+        Args:
+          units: sorted by taker.
+          sent: int64 [rows], units of each row that is sent; None if it is one each.
+          received: likewise of those that arrive, by sender.
+        """
+        num_sent, num_received = (
+            np.bincount(ranks, lengths, minlength=self.comm.size).astype(np.int64)
+            for ranks, lengths in ((self.takers, sent), (self.givers, received))
+        )
+        arrived = np.empty((num_received.sum(), *units.shape[1:]), units.dtype)
+        # Counts are in units, not bytes, so that they stay far below 2^31.
+        unit = _unit_type(units)
+        self.comm.Alltoallv([units, num_sent, unit], [arrived, num_received, unit])
+        unit.Free()
+        return arrived
 
 
-def _as_elements(images: np.ndarray) -> np.ndarray:
-    row_bytes = math.prod(images.shape[1:])
-    return images.reshape(len(images), row_bytes).view(np.dtype((np.void, row_bytes)))[:, 0]
-
-
-def _row_type(values: np.ndarray) -> MPI.Datatype:
+def _unit_type(units: np.ndarray) -> MPI.Datatype:
     from mpi4py import MPI
 
-    return MPI.BYTE.Create_contiguous(values.dtype.itemsize * int(np.prod(values.shape[1:]))).Commit()
+    return MPI.BYTE.Create_contiguous(units.dtype.itemsize * int(np.prod(units.shape[1:]))).Commit()

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from jaxdp.data.audit import Audit
-from jaxdp.data.exchange import Rows, exchange, rearrange
-from jaxdp.data.nodes import Nodes
+from jaxdp.data.exchange import Delivery, exchange, rearrange
+from jaxdp.data.nodes import Group
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.partition import Partitions
-from jaxdp.data.source import Split
+from jaxdp.data.rows import aligned
+from jaxdp.data.split import Split
 from jaxdp.step import Batch
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def batches(
     *,
     order: Order,
     deal: Deal,
-    nodes: Nodes,
+    rank: int,
+    group: Group,
     comm: MPI.Intracomm,
     steps: range,
     steps_per_exchange: int,
@@ -45,36 +47,45 @@ def batches(
         next one begins.
       order: which examples are in which batch.
       deal: which part of a batch is whose.
-      nodes: the world's.
+      rank: of the world, this one.
+      group: of ranks, those that hold the split between them; opened.
       comm: one communicator on all ranks, for this alone.
       steps: of the job.
       steps_per_exchange: steps whose rows cross at once.
       partitions: of the data, if that is how it is shuffled.
     """
-    places = deal.rows_of(comm.rank)
+    places = deal.rows_of(rank)
     size = deal.devices_per_rank * deal.per_device
-    mine = slice(*deal.rank_bounds[comm.rank : comm.rank + 2])
+    mine = slice(*deal.rank_bounds[rank : rank + 2])
+    # The group's ranks get their parts of the batch, side by side here.
+    shares = [np.arange(*deal.rank_bounds[member : member + 2]) for member in group.ranks]
+    columns, bounds = np.concatenate(shares), np.cumsum([0, *map(len, shares)])
+    assert group.comm is not None
+    exchanging = group.comm
     audit = Audit(order, steps.start)
 
-    def windows(split: Split, steps: range) -> Iterator[tuple[np.ndarray, Iterator[Rows]]]:
+    def windows(split: Split, steps: range) -> Iterator[tuple[np.ndarray, Delivery]]:
         # Windows lie at fixed steps whatever the first step is, so that a resumed run has the same exchanges.
         first = steps.start
         while first < steps.stop:
             end = min(steps.stop, (first // steps_per_exchange + 1) * steps_per_exchange)
             epochs = order.epochs(first, end)[:, mine]
-            delivered, rows = exchange(split, order.examples(first, end), deal, nodes, comm)
-            audit.add(delivered.ravel(), epochs.ravel())
+            ids = np.ascontiguousarray(order.examples(first, end)[:, columns])
+            delivery = exchange(split, ids, bounds, group.nodes, exchanging)
+            audit.add(delivery.ids.ravel(), epochs.ravel())
             audit.settle(end, comm)
-            yield epochs, rows
+            yield epochs, delivery
             first = end
 
     for period, of_period in _periods(steps, partitions):
         if partitions is not None and of_period.start > steps.start:
             at_once = steps_per_exchange * order.batch_size
-            split = rearrange(split, partitions.holdings(period), nodes, comm, at_once=at_once)
-        for epochs, rows in Ahead(windows(split, of_period), lambda window: window, depth=1):
-            for epoch_B, of_step in zip(epochs, rows, strict=True):
-                yield make_batch(of_step, epoch_B, places=places, size=size)
+            split = rearrange(split, partitions.holdings(period), group.nodes, exchanging, at_once=at_once)
+        for epochs, delivery in Ahead(windows(split, of_period), lambda window: window, depth=1):
+            for step, of_step in enumerate(epochs):
+                image_BHWC = empty_images(size, delivery.here.shape, places)
+                delivery.fill(step, of_step, image_BHWC, places)
+                yield make_batch(image_BHWC, delivery.labels[step], delivery.ids[step], of_step, places)
 
 
 def _periods(steps: range, partitions: Partitions | None) -> Iterator[tuple[int, range]]:
@@ -87,18 +98,31 @@ def _periods(steps: range, partitions: Partitions | None) -> Iterator[tuple[int,
         yield period, range(first, first + 1 + len(others))
 
 
-def make_batch(rows: Rows, epochs: np.ndarray, *, places: np.ndarray, size: int) -> Batch:
-    """Examples on their places of a batch of so many, the others masked padding.
+def empty_images(size: int, shape: tuple[int, ...], places: np.ndarray) -> np.ndarray:
+    """uint8 [size, *shape], to be filled in these places; zeros in the others."""
+    image_BHWC = aligned(size, shape)
+    if len(places) < size:
+        padding = np.ones(size, bool)
+        padding[places] = False
+        image_BHWC[padding] = 0
+    return image_BHWC
+
+
+def make_batch(
+    image_BHWC: np.ndarray, labels: np.ndarray, ids: np.ndarray, epochs: np.ndarray, places: np.ndarray
+) -> Batch:
+    """Examples on their places of a batch, the others masked padding.
 
     Args:
-      rows: the examples.
+      image_BHWC: uint8, as `empty_images` gives it, filled.
+      labels: int32 [rows].
+      ids: int64 [rows], which examples they are.
       epochs: int64 [rows], in which each is seen.
       places: int64 [rows].
-      size: of the batch.
     """
-    real = np.ones(len(rows.labels), bool)
-    arrays = (rows.images, rows.labels, real, rows.ids.astype(np.uint32), epochs.astype(np.uint32))
-    return Batch(*(padded(values, places, size) for values in arrays))
+    about = np.empty((len(labels), 4), np.int32)
+    about[:, 0], about[:, 1], about[:, 2], about[:, 3] = labels, 1, ids, epochs
+    return Batch(image_BHWC, padded(about, places, len(image_BHWC)))
 
 
 def padded(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:

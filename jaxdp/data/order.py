@@ -58,23 +58,21 @@ class Order:
         Returns:
           int64 [end_step - first_step, batch_size].
         """
-        epochs, offsets = np.divmod(self._positions(first_step, end_step), self.num_examples)
-        ids = np.empty_like(epochs)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            ids[here] = self.permutation(epoch)[offsets[here]]
-        return ids
+        start, stop, size = first_step * self.batch_size, end_step * self.batch_size, self.num_examples
+        parts = [
+            self.permutation(epoch)[max(0, start - epoch * size) : stop - epoch * size]
+            for epoch in range(start // size, -(-stop // size))
+        ]
+        return np.concatenate(parts).reshape(-1, self.batch_size)
 
     def epochs(self, first_step: int, end_step: int) -> np.ndarray:
         """The epoch in which each of them is seen, likewise."""
-        return self._positions(first_step, end_step) // self.num_examples
+        positions = np.arange(first_step * self.batch_size, end_step * self.batch_size)
+        return (positions // self.num_examples).reshape(-1, self.batch_size)
 
     def permutation(self, epoch: int) -> np.ndarray:
         """int64 [num_examples]: the order of an epoch; not to be written to."""
         return _cached_order(self, epoch)
-
-    def _positions(self, first_step: int, end_step: int) -> np.ndarray:
-        return np.arange(first_step * self.batch_size, end_step * self.batch_size).reshape(-1, self.batch_size)
 
 
 @functools.lru_cache(maxsize=2)

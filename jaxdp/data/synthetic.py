@@ -1,7 +1,8 @@
-"""Made-up data for benchmarks: noise, which needs no files."""
+"""Made-up data for benchmarks: noise, for which no files have to be there."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 from jaxdp.data.source import Source
 
 PREFIX = "synthetic:"
+
+# Noise in files is this many times as coarse, so that they are about as large as those of photographs.
+_COARSE = 8
 
 
 def open_synthetic(name: str) -> Source:
@@ -28,6 +32,7 @@ def open_synthetic(name: str) -> Source:
             f"made-up data is written synthetic:TRAIN:TEST:SIZE:CLASSES, as synthetic:50000:10000:32:10, not {name!r}"
         )
     shape = (size, size, 3)
+    first_file = next(_NoiseFiles(shape, num_classes, seed=0).__getitems__(range(1)))["image"]
     return Source(
         name=name,
         where="memory",
@@ -35,6 +40,8 @@ def open_synthetic(name: str) -> Source:
         image_shape=shape,
         num_classes=num_classes,
         records=lambda split: _Noise(shape, num_classes, seed=split == "test"),
+        files=lambda split: _NoiseFiles(shape, num_classes, seed=split == "test"),
+        file_bytes={split: count * len(first_file) for split, count in (("train", num_train), ("test", num_test))},
         content=name,
     )
 
@@ -50,3 +57,20 @@ class _Noise:
             words = np.random.Philox(key=np.array([self._seed, example], np.uint64))
             pixels = words.random_raw(-(-math.prod(self._shape) // 8)).view(np.uint8)[: math.prod(self._shape)]
             yield {"image": pixels.reshape(self._shape), "label": example % self._num_classes}
+
+
+class _NoiseFiles:
+    """Likewise as JPEG files."""
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int):
+        height, width, channels = shape
+        self._size = (width, height)
+        self._noise = _Noise((-(-height // _COARSE), -(-width // _COARSE), channels), num_classes, seed)
+
+    def __getitems__(self, examples: range) -> Iterator[dict[str, Any]]:
+        from PIL import Image
+
+        for record in self._noise.__getitems__(examples):
+            file = io.BytesIO()
+            Image.fromarray(record["image"]).resize(self._size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            yield {"image": file.getvalue(), "label": record["label"]}

@@ -78,6 +78,10 @@ def open_tfds(config: DataConfig) -> Source:
             "width with which to hold them in memory"
         )
     stored = shape if size is None else (size, size, shape[2])
+
+    def files(split: str) -> Any:
+        return builder.as_data_source(split=splits[split], decoders={"image": tfds.decode.SkipDecoding()})
+
     infos = {name: builder.info.splits[split] for name, split in splits.items()}
     return Source(
         name=builder.info.full_name,
@@ -86,6 +90,8 @@ def open_tfds(config: DataConfig) -> Source:
         image_shape=stored,
         num_classes=features["label"].num_classes,
         records=lambda split: builder.as_data_source(split=splits[split]),
+        files=files,
+        file_bytes={name: info.num_bytes for name, info in infos.items()},
         content=repr([(split, infos[split].shard_lengths, infos[split].num_bytes) for split in sorted(infos)]),
         resized=stored != shape,
     )

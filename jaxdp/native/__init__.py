@@ -1,6 +1,7 @@
-"""The native engine: C++ that moves the messages of many allreduces at once, beside the computation.
+"""C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and rows.
 
-`engine.h` says what it does; `doors.cc` holds the functions that this module calls.
+`engine.h` says what the engine does, `doors.cc` holds the functions of it that this module calls; `rows.cc` copies rows
+of images.
 """
 
 from __future__ import annotations
@@ -32,22 +33,26 @@ _SIGNATURES = {
         ],
     ),
     "jaxdp_events": (ctypes.c_int64, [ctypes.c_void_p, _TABLE, ctypes.c_int64]),
+    "jaxdp_copy_rows": (
+        None,
+        [
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int),
+        ],
+    ),
 }
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled engine, its functions with their types; see doors.cc.
+    """The compiled library, its functions with their types.
 
     Raises:
       ValueError: it has not been built.
     """
     found = importlib.util.find_spec("jaxdp.native._engine")
     if found is None or found.origin is None:
-        raise ValueError(
-            "the native engine is not built: run ./launch/setup (or pip install .), or set config.allreduce.engine "
-            "to 'mpi4jax'"
-        )
+        raise ValueError("the native part of jaxdp is not built: run ./launch/setup (or pip install .)")
     loaded = ctypes.CDLL(found.origin)
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(loaded, name)

@@ -12,7 +12,7 @@ from jaxdp.config import Config
 from jaxdp.data import prepare as command
 from jaxdp.data.catalog import open_source
 from jaxdp.data.prepare import prepare, write_shard
-from tests.data.test_source import World
+from tests.data import test_source
 
 CONFIG = Config.from_dict(get_config().to_dict()).data
 
@@ -37,8 +37,8 @@ def photos(tmp_path):
 
 def read(folder, name, split):
     source = open_source(dataclasses.replace(CONFIG, name=name, dir=str(folder), stored_size=4))
-    held = source.read(split, World())
-    return source, sorted(zip(held.images_NHWC[:, 2, 2, 0].tolist(), held.labels_N.tolist(), strict=True))
+    held = test_source.held(source, split, test_source.World())
+    return source, sorted(zip(held.images.images_NHWC[:, 2, 2, 0].tolist(), held.labels_N.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

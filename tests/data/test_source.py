@@ -11,9 +11,11 @@ from PIL import Image
 from configs.digits import get_config
 from jaxdp.config import Config
 from jaxdp.data import memory
-from jaxdp.data import source as source_module
 from jaxdp.data.catalog import open_source
-from jaxdp.data.source import check_memory
+from jaxdp.data.decode import Decoder, fitted, image_of
+from jaxdp.data.load import check_memory, read
+from jaxdp.data.nodes import Group
+from jaxdp.data.storage import BLOCK_BYTES
 from jaxdp.data.tfds_source import _write_digits
 
 CONFIG = Config.from_dict(get_config().to_dict()).data
@@ -31,6 +33,21 @@ class World:
 
     def together(self):
         return contextlib.nullcontext()
+
+    def allgather(self, value):
+        assert self.size == 1
+        return [value]
+
+    def barrier(self):
+        pass
+
+
+def held(source, split, world, **options):
+    return read(source, split, world, Group.of(world, 1), **options)
+
+
+def check(source, world, **options):
+    check_memory(source, world, {split: Group.of(world, 1) for split in source.sizes}, **options)
 
 
 def png(pixels):
@@ -83,9 +100,9 @@ def test_digits_are_all_there_once(digits):
     from sklearn.datasets import load_digits
 
     source = open_source(digits)
-    splits = [source.read(split, World()) for split in ("train", "test")]
+    splits = [held(source, split, World()) for split in ("train", "test")]
     assert [len(split.labels_N) for split in splits] == [1437, 360]
-    read = np.concatenate([split.images_NHWC for split in splits])[..., 0]
+    read = np.concatenate([split.images.images_NHWC for split in splits])[..., 0]
     originals = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     assert sorted(image.tobytes() for image in read) == sorted(image.tobytes() for image in originals)
     assert (
@@ -104,10 +121,10 @@ def test_digits_are_written_once(digits):
 def test_another_set_loads_by_its_name_in_shares(tmp_path, num_ranks):
     source = open_source(make_data_set(tmp_path, "stripes"))
     assert (source.name, source.image_shape, source.num_classes) == ("stripes/2.0.0", (5, 6, 3), 4)
-    shares = [source.read("train", World(rank, num_ranks)) for rank in range(num_ranks)]
+    shares = [held(source, "train", World(rank, num_ranks)) for rank in range(num_ranks)]
     assert {share.num_examples for share in shares} == {23}
     assert max(len(share.labels_N) for share in shares) == -(-23 // num_ranks)
-    images = np.concatenate([share.images_NHWC for share in shares])
+    images = np.concatenate([share.images.images_NHWC for share in shares])
     labels = np.concatenate([share.labels_N for share in shares])
     assert sorted(images[:, 0, 0, 0].tolist()) == list(range(23))
     assert (images == images[:, :1, :1, :1]).all()
@@ -152,7 +169,7 @@ def test_a_damaged_record_is_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"examples 0 to 22 of the split 'train' of broken/2\.0\.0 .* prepare the data"
     ):
-        source.read("train", World())
+        held(source, "train", World())
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -160,7 +177,7 @@ def test_a_missing_shard_is_named(tmp_path):
     (shard,) = (tmp_path / "holey" / "2.0.0").glob("*train*.array_record*")
     shard.unlink()
     with pytest.raises(ValueError, match=r"of holey/2\.0\.0 in .* cannot be read: .*prepare the data set anew"):
-        source.read("train", World())
+        held(source, "train", World())
 
 
 @pytest.mark.parametrize("stored_size", [4, 8])
@@ -168,16 +185,50 @@ def test_images_are_fitted_to_the_stored_size(tmp_path, stored_size):
     config = dataclasses.replace(make_data_set(tmp_path, "many", shape=(None, 6, 3)), stored_size=stored_size)
     source = open_source(config)
     assert source.image_shape == (stored_size, stored_size, 3)
-    images = source.read("train", World()).images_NHWC
+    images = held(source, "train", World()).images.images_NHWC
     assert sorted(images[:, 0, 0, 0].tolist()) == list(range(23))
     assert (images == images[:, :1, :1, :1]).all()
+
+
+@pytest.mark.parametrize("stored_size", [None, 4])
+def test_files_that_are_held_become_the_pixels_that_would_be(tmp_path, stored_size):
+    source = open_source(dataclasses.replace(make_data_set(tmp_path, "kept"), stored_size=stored_size))
+    for split, size in source.sizes.items():
+        as_pixels = held(source, split, World())
+        as_files = held(source, split, World(), decoder=Decoder(source.image_shape))
+        rows, out = np.arange(size), np.empty_like(as_pixels.images.images_NHWC)
+        as_files.images.fill(rows, rows, rows, out, rows)
+        np.testing.assert_array_equal(out, as_pixels.images.images_NHWC)
+        np.testing.assert_array_equal(as_files.labels_N, as_pixels.labels_N)
+        assert as_files.lengths.sum() * BLOCK_BYTES <= as_files.nbytes
+
+
+def test_a_file_without_the_head_of_an_image_is_named(tmp_path):
+    source = open_source(make_data_set(tmp_path, "headless"))
+    files = [{"image": b"no image", "label": 0}] * 23
+
+    class Files:
+        def __getitems__(self, examples):
+            return [files[example] for example in examples]
+
+    source = dataclasses.replace(source, files=lambda _: Files())
+    with pytest.raises(ValueError, match=r"examples 0 to 22 of .* headless/2\.0\.0 .* cannot be read"):
+        held(source, "train", World(), decoder=Decoder(source.image_shape))
+
+
+def test_groups_are_of_whole_nodes_and_no_more_than_there_are():
+    groups = [Group.of(World(rank, 5), 2) for rank in range(5)]
+    assert [group.ranks.tolist() for group in groups] == [[0, 1]] * 2 + [[2, 3, 4]] * 3
+    assert [group.rank for group in groups] == [0, 1, 0, 1, 2]
+    with pytest.raises(ValueError, match=r"config\.data\.groups is 6, the job has 5 nodes: set it to 5 or less"):
+        Group.of(World(0, 5), 6)
 
 
 def test_the_middle_of_an_image_is_kept_whole():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255
-    assert (source_module._fitted(wide, (10, 10, 3)) == 255).all()
-    grey = source_module._fitted(wide[..., :1], (5, 5, 1))
+    assert (fitted(image_of(wide), (10, 10, 3)) == 255).all()
+    grey = fitted(image_of(wide[..., :1]), (5, 5, 1))
     assert grey.shape == (5, 5, 1)
     assert grey[:, 1:-1].min() > 250
 
@@ -192,23 +243,53 @@ def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypa
     free = 1000
     monkeypatch.setattr(memory, "free_bytes", lambda *, shared: (free + 0 * shared, "in RAM"))
     with pytest.raises(ValueError, match=r"0\.00 GiB of memory on here, 1 of 3 nodes .* 0\.00 GiB left in RAM: start"):
-        check_memory(source, World(0, 3))
-    free = (1437 + 360) * source.example_bytes // 3
-    check_memory(source, World(0, 3))
+        check(source, World(0, 3))
+    free = (1437 + 360) * source.example_bytes("train", encoded=False) // 3
+    check(source, World(0, 3))
+    rows = 100
+    free += 1 + int(4 * rows * 2 / 3 * source.example_bytes("train", encoded=False))
+    check(source, World(0, 3), rows_ahead=rows)
+    with pytest.raises(ValueError, match="start the job on more nodes, or store smaller images"):
+        check(source, World(0, 3), rows_ahead=rows + 1)
+    free = 1 + int(
+        1437 * source.example_bytes("train", encoded=True) + 360 * source.example_bytes("test", encoded=True)
+    )
+    check(source, World(), encoded=True)
+    free //= 2
+    with pytest.raises(ValueError, match=r"left in RAM: start the job on more nodes$"):
+        check(source, World(), encoded=True)
 
 
-def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path, version):
+    top, limit, used, idle = memory._VERSION_1 if version == 1 else memory._VERSION_2
+    unlimited = str(2**63 - 4096) if version == 1 else "max"
     info = tmp_path / "meminfo"
     info.write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
+    own = tmp_path / "own"
+    own.write_text("3:cpu,cpuacct:/else\n4:memory:/job/step\n0::/\n" if version == 1 else "0::/job/step\n")
     monkeypatch.setattr(memory, "_MEMINFO", info)
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUP", own)
     monkeypatch.setattr(memory, "_SHARED", tmp_path)
-    assert memory.free_bytes(shared=False) == (500 * 1024, "in RAM")
-    (tmp_path / "memory.current").write_text("1000\n")
-    for most, expected in [("max", (500 * 1024, "in RAM")), ("3000", (2000, "in its control group"))]:
-        (tmp_path / "memory.max").write_text(most + "\n")
+    in_ram = (500 * 1024, "in RAM")
+    assert memory.free_bytes(shared=False) == in_ram
+    inner = tmp_path / top / "job" / "step"
+    inner.mkdir(parents=True)
+    # What the file cache holds counts as used, and is free.
+    for folder in (inner, inner.parent):
+        (folder / used).write_text("1000\n")
+        (folder / "memory.stat").write_text(f"anon 300\n{idle} 700\n")
+    for of_step, of_job, expected in [
+        (unlimited, unlimited, in_ram),
+        ("3000", unlimited, (2700, "in its control group")),
+        (unlimited, "2000", (1700, "in its control group")),
+        ("3000", "2000", (1700, "in its control group")),
+    ]:
+        (inner / limit).write_text(of_step + "\n")
+        (inner.parent / limit).write_text(of_job + "\n")
         assert memory.free_bytes(shared=False) == expected
-    assert memory.free_bytes(shared=True)[0] <= 2000
+    assert memory.free_bytes(shared=True)[0] <= 1700
 
 
 def test_a_data_set_that_has_changed_has_another_fingerprint(tmp_path):
@@ -225,19 +306,19 @@ def test_the_splits_to_use_can_be_named(tmp_path):
     config = make_data_set(tmp_path, "named", splits=("train", "validation"))
     source = open_source(dataclasses.replace(config, test_split="validation"))
     assert source.sizes == {"train": 23, "test": 7}
-    assert sorted(source.read("test", World()).images_NHWC[:, 0, 0, 0].tolist()) == list(range(7))
+    assert sorted(held(source, "test", World()).images.images_NHWC[:, 0, 0, 0].tolist()) == list(range(7))
 
 
 def test_made_up_data_is_the_same_for_any_number_of_ranks():
     source = open_source(dataclasses.replace(CONFIG, name="synthetic:20:6:5:4"))
     assert (source.sizes, source.image_shape, source.num_classes) == ({"train": 20, "test": 6}, (5, 5, 3), 4)
-    whole = source.read("train", World())
-    parts = [source.read("train", World(rank, 3)) for rank in range(3)]
-    np.testing.assert_array_equal(np.concatenate([part.images_NHWC for part in parts]), whole.images_NHWC)
+    whole = held(source, "train", World())
+    parts = [held(source, "train", World(rank, 3)) for rank in range(3)]
+    np.testing.assert_array_equal(np.concatenate([part.images.images_NHWC for part in parts]), whole.images.images_NHWC)
     assert np.concatenate([part.labels_N for part in parts]).tolist() == [example % 4 for example in range(20)]
-    assert len(np.unique(whole.images_NHWC.reshape(20, -1), axis=0)) == 20
-    assert 100 < whole.images_NHWC.mean() < 155
-    assert (source.read("test", World()).images_NHWC[0] != whole.images_NHWC[0]).any()
+    assert len(np.unique(whole.images.images_NHWC.reshape(20, -1), axis=0)) == 20
+    assert 100 < whole.images.images_NHWC.mean() < 155
+    assert (held(source, "test", World()).images.images_NHWC[0] != whole.images.images_NHWC[0]).any()
 
 
 @pytest.mark.parametrize("name", ["synthetic:", "synthetic:1:2:3", "synthetic:1:0:8:8", "synthetic:a:b:c:d"])

@@ -1,12 +1,19 @@
+import concurrent.futures
+import dataclasses
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
+from jaxdp.data.decode import Decoder
 from jaxdp.data.exchange import exchange, rearrange
 from jaxdp.data.feed import batches
-from jaxdp.data.nodes import Nodes
+from jaxdp.data.nodes import Group, Nodes
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.partition import Partitions
-from jaxdp.data.source import Split
+from jaxdp.data.split import Split
+from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
 
 
 def all_nodes(world):
@@ -18,12 +25,34 @@ def all_nodes(world):
     yield Nodes((0,) * (size - 1) + (size - 1,))
 
 
+def whole_world(world, nodes):
+    return Group(np.arange(world.size), nodes, world.rank, world.data_comm)
+
+
 def share(world, nodes, num_examples):
     """Rows that tell which example they are."""
     bounds, node = nodes.bounds(num_examples), int(nodes.of_rank[world.rank])
     ids = np.arange(bounds[node], bounds[node + 1])
     images = np.stack([ids % 251, ids // 251], axis=-1).astype(np.uint8).reshape(-1, 2, 1, 1)
-    return Split(bounds, node, images, ids.astype(np.int32), nodes.part_of(world.rank, num_examples))
+    return Split(bounds, node, Pixels(images, 1), ids.astype(np.int32), nodes.part_of(world.rank, num_examples))
+
+
+def encoded_share(world, nodes, num_examples):
+    """The same as PNG files, of several lengths."""
+    split = share(world, nodes, num_examples)
+    every, files, of_node = [], Files(), Files()
+    for example in range(num_examples):
+        file = io.BytesIO()
+        Image.fromarray(np.array([[example % 251], [example // 251]], np.uint8)).save(file, "PNG")
+        every.append(file.getvalue() + bytes(example % 100))
+    files.add(every)
+    of_node.add(every[split.first : split.first + len(split.labels_N)])
+    lengths = np.array(files.lengths)
+    bounds = np.concatenate([[0], np.cumsum(of_node.lengths)]).astype(np.int64)
+    blocks = np.zeros((bounds[-1], BLOCK_BYTES), np.uint8)
+    of_node.move_to(blocks)
+    storage = Encoded(blocks, bounds, Decoder((2, 1, 1)), concurrent.futures.ThreadPoolExecutor(2), 1)
+    return Split(split.bounds, split.node, storage, split.labels_N, split.mine, lengths=lengths)
 
 
 class Counting:
@@ -35,33 +64,37 @@ class Counting:
     def __getattr__(self, name):
         return getattr(self.comm, name)
 
-    def Alltoallv(self, sent, received):  # noqa: N802
+    def Alltoallv(self, sent, received):
         self.rows += int(np.sum(sent[1])) - int(sent[1][self.comm.rank])
         self.comm.Alltoallv(sent, received)
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(100, 8), (7, 4), (1000, 37), (2, 5), (40, 64)])
 @pytest.mark.parametrize("devices", [1, 3])
-def test_every_rank_gets_its_rows_of_every_batch(world, num_examples, batch_size, devices):
+@pytest.mark.parametrize("share_of", [share, encoded_share])
+def test_every_rank_gets_its_rows_of_every_batch(world, num_examples, batch_size, devices, share_of):
     batch_size = max(batch_size, world.size)
-    deal = Deal(batch_size, world.size, devices)
+    bounds = Deal(batch_size, world.size, devices).rank_bounds
     ids = Order(num_examples, batch_size, seed=3).examples(2, 9)
-    mine = ids[:, deal.rank_bounds[world.rank] : deal.rank_bounds[world.rank + 1]]
+    mine = ids[:, bounds[world.rank] : bounds[world.rank + 1]]
+    places = np.arange(mine.shape[1])[::-1] + 1
     for nodes in all_nodes(world):
-        delivered, rows = exchange(share(world, nodes, num_examples), ids, deal, nodes, world.data_comm)
-        np.testing.assert_array_equal(delivered, mine)
-        for (images, labels, of_step), wanted in zip(rows, mine, strict=True):
-            np.testing.assert_array_equal(of_step, wanted)
-            np.testing.assert_array_equal(labels, wanted)
-            np.testing.assert_array_equal(images[..., 0, 0, 0], wanted % 251)
-            np.testing.assert_array_equal(images[..., 1, 0, 0], wanted // 251)
+        delivery = exchange(share_of(world, nodes, num_examples), ids, bounds, nodes, world.data_comm)
+        np.testing.assert_array_equal(delivery.ids, mine)
+        np.testing.assert_array_equal(delivery.labels, mine)
+        for step, wanted in enumerate(mine):
+            images = np.full((len(places) + 1, 2, 1, 1), 255, np.uint8)
+            delivery.fill(step, np.zeros_like(wanted), images, places)
+            np.testing.assert_array_equal(images[places, 0, 0, 0], wanted % 251)
+            np.testing.assert_array_equal(images[places, 1, 0, 0], wanted // 251)
+            assert (images[0] == 255).all()
 
 
 def test_nothing_crosses_between_ranks_of_a_node(world):
     deal, ids = Deal(8, world.size, 1), Order(100, 8, seed=3).examples(0, 20)
     for nodes in all_nodes(world):
         comm = Counting(world.data_comm)
-        exchange(share(world, nodes, 100), ids, deal, nodes, comm)
+        exchange(share(world, nodes, 100), ids, deal.rank_bounds, nodes, comm)
         taker = np.searchsorted(deal.rank_bounds, np.arange(8), side="right") - 1
         holder = np.searchsorted(nodes.bounds(100), ids, side="right") - 1
         # Three arrays cross: images, labels and ids.
@@ -78,7 +111,8 @@ def test_the_examples_of_a_step_depend_on_nothing_but_the_seed(world, steps_per_
             share(world, nodes, 50),
             order=order,
             deal=deal,
-            nodes=nodes,
+            rank=world.rank,
+            group=whole_world(world, nodes),
             comm=world.data_comm,
             steps=steps,
             steps_per_exchange=steps_per_exchange,
@@ -101,7 +135,7 @@ def shared_share(world, nodes, num_examples, holdings):
     labels[:] = ids
     images[:] = np.stack([ids % 251, ids // 251], axis=-1).reshape(-1, 2, 1, 1)
     world.barrier()
-    return Split(bounds, node, images, labels, nodes.part_of(world.rank, num_examples), holdings)
+    return Split(bounds, node, Pixels(images, 1), labels, nodes.part_of(world.rank, num_examples), holdings)
 
 
 @pytest.mark.parametrize("at_once", [7, 1000])
@@ -113,7 +147,7 @@ def test_examples_are_rearranged_in_place(world, at_once):
             split = rearrange(split, rng.permutation(100), nodes, world.data_comm, at_once=at_once)
             ids = split.examples_at(np.arange(len(split.labels_N)))
             np.testing.assert_array_equal(split.labels_N, ids)
-            np.testing.assert_array_equal(split.images_NHWC[:, 0, 0, 0], ids % 251)
+            np.testing.assert_array_equal(split.images.images_NHWC[:, 0, 0, 0], ids % 251)
             np.testing.assert_array_equal(split.slots_of(ids), np.arange(len(ids)) + split.first)
         world.barrier()
 
@@ -129,7 +163,8 @@ def test_partitions_give_the_same_batches_whatever_the_number_of_ranks(world, nu
             shared_share(world, nodes, 50, holdings),
             order=order,
             deal=deal,
-            nodes=nodes,
+            rank=world.rank,
+            group=whole_world(world, nodes),
             comm=world.data_comm,
             steps=steps,
             steps_per_exchange=4,
@@ -145,10 +180,48 @@ def test_with_a_partition_a_node_rows_cross_in_exchanges_of_partitions_only(worl
     nodes, deal = Nodes(tuple(range(world.size))), Deal(4 * world.size, world.size, 1)
     partitions = Partitions(40 * world.size, world.size, exchange_every=3, batch_size=4 * world.size, seed=1)
     order, comm = Order(40 * world.size, 4 * world.size, 1, partitions.order), Counting(world.data_comm)
-    exchange(share(world, nodes, 40 * world.size), order.examples(0, 30), deal, nodes, comm)
+    exchange(share(world, nodes, 40 * world.size), order.examples(0, 30), deal.rank_bounds, nodes, comm)
     assert comm.rows == 0
-    exchange(share(world, nodes, 40 * world.size), order.examples(30, 40), deal, nodes, comm)
+    exchange(share(world, nodes, 40 * world.size), order.examples(30, 40), deal.rank_bounds, nodes, comm)
     assert comm.rows > 0
+
+
+class Placed:
+    """The world, as if its ranks were on other nodes."""
+
+    def __init__(self, world, nodes):
+        self.rank, self.leaders = world.rank, nodes.leaders
+
+
+@pytest.mark.parametrize("num_groups", [1, 2, 3])
+def test_groups_of_nodes_give_the_same_batches_and_nothing_crosses_between_them(world, num_groups):
+    order, deal = Order(50, 12, seed=1), Deal(12, world.size, 2)
+    for nodes in all_nodes(world):
+        if nodes.count < num_groups:
+            continue
+        group = Group.of(Placed(world, nodes), num_groups).opened(world.data_comm)
+        counting = Counting(group.comm)
+        of_group = dataclasses.replace(group, comm=counting)
+        fed = batches(
+            share(counting, group.nodes, 50),
+            order=order,
+            deal=deal,
+            rank=world.rank,
+            group=of_group,
+            comm=world.data_comm,
+            steps=range(20),
+            steps_per_exchange=4,
+        )
+        for step, batch in enumerate(fed):
+            mine = batch.label_B[batch.mask_B].tolist()
+            np.testing.assert_array_equal(batch.image_BHWC[batch.mask_B][:, 0, 0, 0], mine)
+            everyones = [example for examples in world.allgather(mine) for example in examples]
+            assert everyones == order.examples(step, step + 1)[0].tolist()
+        if group.nodes.count == 1:
+            assert counting.rows == 0
+        sizes = world.allgather(group.nodes.count)
+        assert max(sizes) - min(sizes) <= 1
+        assert len(set(world.allgather(tuple(group.ranks)))) == num_groups
 
 
 def test_ranks_of_a_node_share_one_array(world):

@@ -15,9 +15,10 @@ from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
 from jaxdp.config import OptimizerConfig
 from jaxdp.data import feed
-from jaxdp.data.nodes import Nodes
+from jaxdp.data.nodes import Group, Nodes
 from jaxdp.data.order import Deal, Order
-from jaxdp.data.source import Split
+from jaxdp.data.split import Split
+from jaxdp.data.storage import Pixels
 from jaxdp.engines.local import AXIS, LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
@@ -39,7 +40,7 @@ def share(nodes, rank):
     images = rng.integers(0, 256, (NUM_EXAMPLES, 8, 8, 1), np.uint8)
     labels = rng.integers(0, 10, NUM_EXAMPLES).astype(np.int32)
     held = slice(bounds[node], bounds[node + 1])
-    return Split(bounds, node, images[held], labels[held], slice(0, 0))
+    return Split(bounds, node, Pixels(images[held], 1), labels[held], slice(0, 0))
 
 
 def native(world, layout, choice, devices):
@@ -93,7 +94,8 @@ def train(
         share(nodes, data_comm.rank),
         order=Order(NUM_EXAMPLES, batch_size, 0),
         deal=deal,
-        nodes=nodes,
+        rank=data_comm.rank,
+        group=Group(np.arange(data_comm.size), nodes, data_comm.rank, data_comm),
         comm=data_comm,
         steps=range(steps),
         steps_per_exchange=7,

@@ -1,0 +1,194 @@
+"""Reads a data set into RAM: what a node holds of a split, each of its ranks reading a part."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxdp.data import memory
+from jaxdp.data.decode import Decoder, check_file, fitted, image_of
+from jaxdp.data.nodes import Group
+from jaxdp.data.source import Source
+from jaxdp.data.split import Split
+from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
+
+if TYPE_CHECKING:
+    from jaxdp.world import World
+
+# Records that a thread reads at once.
+_READ_AT_ONCE = 256
+# Windows of rows that are on their way to a rank: one handed out, one ready, one crossing, and what is sent for it.
+_WINDOWS = 4
+
+
+def read(
+    source: Source,
+    split: str,
+    world: World,
+    group: Group,
+    *,
+    decoder: Decoder | None = None,
+    holdings: np.ndarray | None = None,
+    bar: bool = False,
+) -> Split:
+    """Reads a split into RAM, each rank a part of what its node holds; all ranks call it together.
+
+    Args:
+      source: with the split.
+      split: its name.
+      world: all ranks.
+      group: those among which the split is spread.
+      decoder: for images that are to be held encoded; without it they are held as pixels.
+      holdings: see Split.
+      bar: whether to show this rank's progress, on standard error.
+
+    Raises:
+      SystemExit: a record cannot be read, or is not an image of the set's shape; one message on one rank's stderr.
+    """
+    reading = _Reading(source, split, world, group, holdings, bar)
+    return reading.pixels() if decoder is None else reading.encoded(decoder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reading:
+    source: Source
+    split: str
+    world: World
+    group: Group
+    holdings: np.ndarray | None
+    bar: bool
+
+    @property
+    def _bounds(self) -> np.ndarray:
+        return self.group.nodes.bounds(self.source.sizes[self.split])
+
+    @property
+    def _node(self) -> int:
+        return int(self.group.nodes.of_rank[self.group.rank])
+
+    @property
+    def _mine(self) -> slice:
+        return self.group.nodes.part_of(self.group.rank, self.source.sizes[self.split])
+
+    def pixels(self) -> Split:
+        count = int(np.diff(self._bounds)[self._node])
+        shape = self.source.image_shape
+        images_NHWC = self.world.shared_array((count, *shape), np.uint8)
+        labels_N = self.world.shared_array((count,), np.int32)
+
+        def fill(part: slice, records: list[dict[str, Any]]) -> None:
+            for row, record in zip(range(part.start, part.stop), records, strict=True):
+                image = record["image"]
+                images_NHWC[row] = fitted(image_of(image), shape) if self.source.resized else image
+                labels_N[row] = record["label"]
+
+        with self.world.together():
+            for _ in self._parts(self.source.records, fill):
+                pass
+        # together() has met all ranks: what one has written, the others see.
+        storage = Pixels(images_NHWC, self.world.threads)
+        return Split(self._bounds, self._node, storage, labels_N, self._mine, self.holdings)
+
+    def encoded(self, decoder: Decoder) -> Split:
+        labels_N = self.world.shared_array((int(np.diff(self._bounds)[self._node]),), np.int32)
+        files = Files()
+
+        def take(part: slice, records: list[dict[str, Any]]) -> list[bytes]:
+            for row, record in zip(range(part.start, part.stop), records, strict=True):
+                check_file(record["image"])
+                labels_N[row] = record["label"]
+            return [record["image"] for record in records]
+
+        with self.world.together():
+            for some in self._parts(self.source.files, take):
+                files.add(some)
+        of_ranks = self.world.allgather(np.array(files.lengths, np.int64))
+        lengths = np.concatenate([of_ranks[self.group.ranks[rank]] for rank in self.group.nodes.by_node])
+        here = slice(*self._bounds[self._node : self._node + 2])
+        bounds = np.concatenate([[0], np.cumsum(lengths[here])])
+        blocks = self.world.shared_array((int(bounds[-1]), BLOCK_BYTES), np.uint8)
+        files.move_to(blocks[bounds[self._mine.start] : bounds[self._mine.stop]])
+        self.world.barrier()
+        pool = concurrent.futures.ThreadPoolExecutor(self.world.threads, "jaxdp-decode")
+        storage = Encoded(blocks, bounds, decoder, pool, self.world.threads)
+        return Split(self._bounds, self._node, storage, labels_N, self._mine, self.holdings, lengths)
+
+    def _parts(self, records_of: Any, take: Any) -> Iterator[Any]:
+        """What comes of this rank's records, some at a time, in their order, taken on threads."""
+        try:
+            records = records_of(self.split)
+        except Exception as error:  # The libraries below raise whatever they like on a damaged file.
+            raise self._unreadable(f"the split {self.split!r}", error) from error
+
+        def of_part(part: slice) -> tuple[slice, Any]:
+            slots = np.arange(part.start, part.stop) + self._bounds[self._node]
+            examples = (slots if self.holdings is None else self.holdings[slots]).tolist()
+            try:
+                return part, take(part, records.__getitems__(examples))
+            except Exception as error:  # As above.
+                what = f"examples {min(examples)} to {max(examples)} of the split {self.split!r}"
+                raise self._unreadable(what, error) from error
+
+        mine = self._mine
+        starts = range(mine.start, mine.stop, _READ_AT_ONCE)
+        parts = [slice(start, min(start + _READ_AT_ONCE, mine.stop)) for start in starts]
+        with (
+            concurrent.futures.ThreadPoolExecutor(self.world.threads, "jaxdp-read") as pool,
+            tqdm(total=mine.stop - mine.start, desc=f"read {self.split}", disable=not self.bar) as progress,
+        ):
+            for part, taken in pool.map(of_part, parts):
+                yield taken
+                progress.update(part.stop - part.start)
+
+    def _unreadable(self, what: str, error: Exception) -> ValueError:
+        return ValueError(
+            f"{what} of {self.source.name} in {self.source.where} cannot be read: {type(error).__name__}: {error}: "
+            "prepare the data set anew"
+        )
+
+
+def check_memory(
+    source: Source,
+    world: World,
+    groups: dict[str, Group],
+    *,
+    encoded: bool = False,
+    rows_ahead: int = 0,
+) -> None:
+    """Checks, before anything is read, that what each node is to hold fits into its free memory.
+
+    Args:
+      source: to be read.
+      world: all ranks.
+      groups: for each split, those among which it is spread.
+      encoded: whether images are to be held encoded.
+      rows_ahead: examples of the training split that a rank gets in one exchange.
+
+    Raises:
+      SystemExit: it does not; one message on one rank's stderr.
+    """
+    needed = 0.0
+    for split, group in groups.items():
+        share = np.diff(group.nodes.bounds(source.sizes[split]))[group.nodes.of_rank[group.rank]]
+        needed += float(share) * source.example_bytes(split, encoded=encoded)
+    nodes = groups["train"].nodes
+    crossing = rows_ahead * world.local_size * (nodes.count - 1) / nodes.count
+    needed += _WINDOWS * crossing * source.example_bytes("train", encoded=encoded)
+    free, where = memory.free_bytes(shared=world.local_size > 1)
+    with world.together():
+        if needed > free:
+            remedies = ["start the job on more nodes"]
+            if len(set(world.leaders)) > nodes.count:
+                remedies.append("have fewer groups of them (config.data.groups)")
+            if not encoded:
+                remedies.append("store smaller images (config.data.stored_size)")
+                remedies.append("store them as files (config.data.storage 'encoded')")
+            raise ValueError(
+                f"{source.name} needs {needed / 2**30:.2f} GiB of memory on {world.host}, 1 of {nodes.count} nodes "
+                f"that share it, which has {free / 2**30:.2f} GiB left {where}: {', or '.join(remedies)}"
+            )

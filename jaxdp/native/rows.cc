@@ -1,0 +1,131 @@
+// Copies of rows from all over a large array: what batches are made of.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t kLine = 64;
+
+// So much of a row is fetched ahead; the hardware finds the rest by itself.
+constexpr int64_t kFetched = 4096;
+
+// What a thread takes at once of what is to be copied.
+constexpr int64_t kBlockBytes = int64_t{1} << 18;
+
+// Into the second-level cache: the first level waits for a few lines at once only, fewer than a row has.
+void fetch(const uint8_t* row, int64_t bytes) {
+  for (int64_t at = 0; at < std::min(bytes, kFetched); at += kLine) __builtin_prefetch(row + at, 0, 2);
+}
+
+// Past the caches, where the target's place allows it: nobody reads it soon, and no line of it is loaded to be
+// overwritten.
+void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
+  int64_t done = 0;
+#if defined(__SSE2__)
+  constexpr int64_t kWidth = sizeof(__m128i);
+  if (reinterpret_cast<uintptr_t>(to) % kWidth == 0) {
+    for (; done + kWidth <= bytes; done += kWidth) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + done),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + done)));
+    }
+  }
+#endif
+  std::memcpy(to + done, from + done, bytes - done);
+}
+
+struct Rows {
+  const uint8_t* from;
+  const int64_t* from_rows;
+  uint8_t* to;
+  const int64_t* to_rows;
+  int64_t count;
+  int64_t row_bytes;
+  int64_t at_once;
+};
+
+// Rows to be copied, some at a time, by whatever threads come.
+struct Job : Rows {
+  explicit Job(const Rows& rows) : Rows(rows) {}
+
+  std::atomic<int64_t> taken{0};
+  std::atomic<int64_t> copied{0};
+
+  void help() {
+    for (int64_t first; (first = taken.fetch_add(at_once)) < count;) {
+      const int64_t end = std::min(first + at_once, count);
+      for (int64_t row = first; row < end; ++row) {
+        if (row + 1 < end) fetch(from + from_rows[row + 1] * row_bytes, row_bytes);
+        copy(to + to_rows[row] * row_bytes, from + from_rows[row] * row_bytes, row_bytes);
+      }
+#if defined(__SSE2__)
+      _mm_sfence();
+#endif
+      copied.fetch_add(end - first, std::memory_order_release);
+    }
+  }
+};
+
+// Threads that help with jobs. One that wakes too late finds nothing left, and nobody waits for it.
+class Helpers {
+ public:
+  // They live as long as the process.
+  static Helpers& all() {
+    static auto* helpers = new Helpers;
+    return *helpers;
+  }
+
+  void call(const std::shared_ptr<Job>& job, int how_many) {
+    std::lock_guard lock(mutex_);
+    for (; num_threads_ < how_many; ++num_threads_) std::thread([this] { serve(); }).detach();
+    for (int helper = 0; helper < how_many; ++helper) jobs_.push_back(job);
+    wake_.notify_all();
+  }
+
+ private:
+  void serve() {
+    while (true) {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [this] { return !jobs_.empty(); });
+      const std::shared_ptr<Job> job = std::move(jobs_.front());
+      jobs_.pop_front();
+      lock.unlock();
+      job->help();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::shared_ptr<Job>> jobs_;
+  int num_threads_ = 0;
+};
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// to[to_rows[i]] = from[from_rows[i]] for i < count, on up to so many threads.
+void jaxdp_copy_rows(const uint8_t* from, const int64_t* from_rows, uint8_t* to, const int64_t* to_rows, int64_t count,
+                     int64_t row_bytes, int threads) {
+  const int64_t at_once = std::max<int64_t>(1, kBlockBytes / std::max<int64_t>(1, row_bytes));
+  const auto job = std::make_shared<Job>(Rows{from, from_rows, to, to_rows, count, row_bytes, at_once});
+  const int64_t blocks = (count + at_once - 1) / at_once;
+  // A helper wakes in about the time of two blocks.
+  if (const auto others = std::min<int64_t>(threads - 1, blocks / 4); others > 0) Helpers::all().call(job, others);
+  job->help();
+  while (job->copied.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+}
+#pragma GCC visibility pop

@@ -1,0 +1,97 @@
+import concurrent.futures
+
+import numpy as np
+import pytest
+
+from jaxdp.data import storage
+from jaxdp.data.decode import Decoder
+from jaxdp.data.rows import aligned, copy_rows
+from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
+from jaxdp.world import UserError
+from tests.data.test_decode import file_of
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 3), (64,), (40, 40, 3), (100, 100, 3)])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_rows_are_copied_to_their_places_and_nowhere_else(shape, threads, offset):
+    """Rows shorter than a register, longer than a page, and not where a register would be written."""
+    source = RNG.integers(0, 256, (700, *shape), np.uint8)
+    memory = np.full(500 * source[0].size + 1, 7, np.uint8)
+    target = memory[offset : offset + 500 * source[0].size].reshape(500, *shape)
+    rows, places = RNG.integers(0, 700, 450), RNG.permutation(500)[:450]
+    copy_rows(source, rows, target, places, threads=threads)
+    np.testing.assert_array_equal(target[places], source[rows])
+    assert (np.delete(target, places, axis=0) == 7).all()
+    assert memory[0 if offset else -1] == 7
+
+
+def test_many_callers_copy_at_once():
+    source = RNG.integers(0, 256, (4000, 32, 32, 3), np.uint8)
+
+    def copy(seed):
+        rows, target = np.random.default_rng(seed).integers(0, 4000, 2000), aligned(2000, (32, 32, 3))
+        for _ in range(10):
+            target[:] = 0
+            copy_rows(source, rows, target, np.arange(2000), threads=4)
+            np.testing.assert_array_equal(target, source[rows])
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(copy, range(4)))
+
+
+def test_a_row_that_is_not_there_is_refused():
+    images = np.zeros((3, 2), np.uint8)
+    for rows, places in [([3], [0]), ([-1], [0]), ([0], [3]), ([0], [-1])]:
+        with pytest.raises(AssertionError):
+            copy_rows(images, np.array(rows), images.copy(), np.array(places), threads=1)
+
+
+def encoded(images):
+    files = Files()
+    files.add([file_of(image) for image in images])
+    bounds = np.concatenate([[0], np.cumsum(files.lengths)])
+    blocks = np.full((bounds[-1], BLOCK_BYTES), 255, np.uint8)
+    files.move_to(blocks)
+    return Encoded(blocks, bounds, Decoder(images.shape[1:]), concurrent.futures.ThreadPoolExecutor(2), 1)
+
+
+def pixels(images):
+    return Pixels(images.copy(), 1)
+
+
+@pytest.mark.parametrize("held", [pixels, encoded])
+def test_images_go_into_a_batch_from_where_they_lie_and_from_what_has_arrived(held, monkeypatch):
+    monkeypatch.setattr(storage, "_SEGMENT_BYTES", 1000)
+    images = RNG.integers(0, 256, (30, 7, 6, 3), np.uint8)
+    images[3] = 0
+    images_held = held(images)
+    assert images_held.shape == (7, 6, 3)
+    assert images_held.nbytes >= 30 * BLOCK_BYTES
+    sent = np.array([3, 29, 0, 3])
+    lengths = np.ones(4, int) if held is pixels else np.diff(images_held.bounds)[sent]
+    arrived = images_held.of_units(images_held.units(sent), lengths)
+    nothing = np.zeros(3, int)
+    for source, rows, wanted in [(images_held, [5, 29, 3], [5, 29, 3]), (arrived, [1, 2, 3], [29, 0, 3])]:
+        out = aligned(5, (7, 6, 3))
+        source.fill(np.array(rows), nothing, nothing, out, np.array([4, 0, 2]))
+        np.testing.assert_array_equal(out[[4, 0, 2]], images[wanted])
+
+
+def test_images_are_overwritten_in_place():
+    images = RNG.integers(0, 256, (9, 2, 2, 1), np.uint8)
+    held = pixels(images)
+    held.put(np.array([1, 8]), held.units(np.array([0, 2])))
+    images[[1, 8]] = images[[0, 2]]
+    np.testing.assert_array_equal(held.images_NHWC, images)
+
+
+def test_a_file_that_cannot_be_decoded_is_named():
+    held = encoded(RNG.integers(0, 256, (4, 20, 20, 3), np.uint8))
+    held.blocks[held.bounds[2] + 3 : held.bounds[3]] = 0
+    one = np.array([2])
+    with pytest.raises(UserError, match=r"example 17 of the data set is no image that can be decoded: .*: prepare"):
+        held.fill(one, np.array([17]), one, aligned(1, (20, 20, 3)), np.array([0]))
