@@ -3,24 +3,31 @@
 Data is made up and held in RAM, a part on each node; batches go through the exchange between nodes, the gathering of
 rows and the feed, as in training, as fast as they can. Beside them, in the same run: a plain copy of as many bytes.
 With --step, the feed runs beside training steps of a model, and the share of their time in which they wait is told.
+With --peers=.venv-peers/bin/python (made by launch/peers), Grain and torch's DataLoader get the same records, from RAM
+too; of each the fastest of several settings counts. With --load=NAME, the way of a data set from its files into RAM is
+timed, beside that of the files alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
+import itertools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxdp import compat, parse
 from jaxdp.bench import step_parts
+from jaxdp.bench.peers import running_peers
 from jaxdp.data.nodes import Group
 from jaxdp.data.order import Deal, Order
-from jaxdp.world import World
+from jaxdp.world import World, is_launched
 
 if TYPE_CHECKING:
     from jaxdp.data.feed import Ahead
@@ -38,7 +45,8 @@ class Row:
     """What was measured of one way at one size of images.
 
     Attributes:
-      loader: "jaxdp"; "memcpy" for the plain copy; "jaxdp beside a step".
+      loader: "jaxdp"; "memcpy" for the plain copy; "jaxdp beside a step"; those of `peer_loaders`, with the setting; or
+        those of `load`, where bytes are those of files.
       image_size: height and width.
       images_per_second: of one rank, the slowest.
       bytes_per_second: of their pixels.
@@ -66,6 +74,11 @@ def main(words: Sequence[str], world: World) -> None:
         rows += found
         if world.is_root:
             print("\n".join(map(_text, found)), flush=True)
+    if arguments.load is not None:
+        found = _loaded(arguments, world)
+        rows += found
+        if world.is_root:
+            print("\n".join(map(_text, found)), flush=True)
     with world.together():
         if world.is_root and arguments.json:
             parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "ranks": world.size})
@@ -73,6 +86,10 @@ def main(words: Sequence[str], world: World) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     parse.check_writable(arguments.json)
+    if arguments.peers is not None and (is_launched() or not arguments.peers.is_file()):
+        raise ValueError(
+            f"--peers is a Python (launch/peers makes one), for one rank without mpirun, not {str(arguments.peers)!r}"
+        )
     if arguments.steps <= _WARMUP:
         raise ValueError(f"--steps is more than the {_WARMUP} that warm up, not {arguments.steps}")
 
@@ -89,6 +106,9 @@ def make_parser() -> parse.Parser:
     add("--steps", type=parse.number, default=64, help="batches in a repetition; default 64")
     add("--step", action="store_true", help="measure stalls of training steps too, see --model")
     add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="of --step; default resnet18")
+    add("--peers", type=pathlib.Path, help="a Python with Grain, torch or both, to measure them beside; one rank only")
+    add("--load", help="name of a prepared data set to be read too")
+    add("--stored_size", type=parse.number, help="of --load: the size to which its images are brought")
     add("--json", type=pathlib.Path, help="a file for the rows")
     return parser
 
@@ -116,24 +136,52 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
             batch.image_BHWC.block_until_ready()
         return time.perf_counter() - start
 
-    timed: dict[str, list[float]] = {"jaxdp": [], "memcpy": []}
-    for repetition in range(-1, arguments.repeat):
-        for name, seconds in timed.items():
-            world.barrier()
-            elapsed = fed() if name == "jaxdp" else _copy(images_NHWC, arguments, repetition)
-            if repetition >= 0:
-                seconds.append(elapsed)
+    repetitions = itertools.count()
+    ways: dict[str, Callable[[], float]] = {
+        "jaxdp": fed,
+        "memcpy": lambda: _copy(images_NHWC, arguments, next(repetitions)),
+    }
+    with contextlib.ExitStack() as stack:
+        if arguments.peers is not None:
+            peers = stack.enter_context(running_peers(arguments.peers, images_NHWC, arguments.batch, arguments.steps))
+            ways |= {way: functools.partial(peers.measure, way) for way in peers.ways}
+        # The first round warms up, and tells which settings of the peers are worth another one.
+        chosen = _fastest({name: way() for name, way in ways.items()}, most=2)
+        timed: dict[str, list[float]] = {name: [] for name in chosen}
+        for _ in range(arguments.repeat):
+            for name in chosen:
+                world.barrier()
+                timed[name].append(ways[name]())
     crossing = _crossing_images(split, arguments, world) * image_bytes
     slowest = {name: float(np.median(np.max(world.allgather(seconds), axis=0))) for name, seconds in timed.items()}
-    rates = {name: arguments.steps * arguments.batch / seconds for name, seconds in slowest.items()}
+    rates = {name: arguments.steps * arguments.batch / slowest[name] for name in _fastest(slowest, most=1)}
     rows = [
-        Row("jaxdp", size, rates["jaxdp"], rates["jaxdp"] * image_bytes, None, crossing),
-        Row("memcpy", size, rates["memcpy"], rates["memcpy"] * image_bytes, None, 0.0),
+        Row(name, size, rate, rate * image_bytes, None, crossing if name == "jaxdp" else 0.0)
+        for name, rate in rates.items()
     ]
     if arguments.step:
         rate, stalled = _beside_steps(split, size, arguments, world)
         rows.append(Row("jaxdp beside a step", size, rate, rate * image_bytes, stalled, crossing))
     return rows
+
+
+def _fastest(seconds: dict[str, float], *, most: int) -> list[str]:
+    """The fastest settings of each loader; its name is what stands before the colon, the setting what stands behind."""
+    settings: dict[str, list[str]] = {}
+    for name in sorted(seconds, key=seconds.__getitem__):
+        settings.setdefault(name.split(":")[0], []).append(name)
+    return [name for name in seconds if name in settings[name.split(":")[0]][:most]]
+
+
+def _loaded(arguments: argparse.Namespace, world: World) -> list[Row]:
+    from jaxdp.bench.load import measure
+    from jaxdp.data.tfds_source import open_tfds
+
+    with world.together():
+        source = open_tfds(arguments.load, None, {"train": "train", "test": "train"}, arguments.stored_size)
+    loaded = measure(source, "train", world, repeat=arguments.repeat)
+    size, count = source.image_shape[0], source.sizes["train"]
+    return [Row(way.loader, size, count / way.seconds, way.file_bytes / way.seconds, None, 0.0) for way in loaded]
 
 
 def feed_of(split: Split, arguments: argparse.Namespace, world: World, engine: Engine) -> Ahead[Batch]:
@@ -162,7 +210,7 @@ def _copy(images_NHWC: np.ndarray, arguments: argparse.Namespace, repetition: in
     batch, steps = arguments.batch, arguments.steps
     into = [np.zeros((batch, *images_NHWC.shape[1:]), np.uint8) for _ in range(_PREFETCH + 1)]
     # Other images in every repetition, as far as there are others: what was copied just now is in the cache.
-    starts = (np.arange(steps) + steps * (repetition + 1)) * batch % max(1, len(images_NHWC) - batch)
+    starts = (np.arange(steps) + steps * repetition) * batch % max(1, len(images_NHWC) - batch)
     start = time.perf_counter()
     for step, first in enumerate(starts.tolist()):
         np.copyto(into[step % len(into)], images_NHWC[first : first + batch])

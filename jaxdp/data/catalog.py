@@ -19,7 +19,11 @@ def open_source(config: DataConfig) -> Source:
       ValueError: there is no such set, or its images are not as the config needs them.
     """
     made_up = config.name.startswith(synthetic.PREFIX)
-    source = synthetic.open_synthetic(config.name) if made_up else open_tfds(config)
+    if made_up:
+        source = synthetic.open_synthetic(config.name)
+    else:
+        splits = {"train": config.train_split, "test": config.test_split}
+        source = open_tfds(config.name, config.dir, splits, config.stored_size)
     if len(config.mean) not in (1, source.image_shape[2]):
         raise ValueError(
             f"config.data.mean and std have {len(config.mean)} values, the images of {config.name!r} have "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Source:
         thread, by its method __getitems__.
       files: likewise, "image" being the bytes of an image file.
       file_bytes: of all of them, about.
+      shards: the files that the records of each split are in.
       content: what the data is made of; it tells one version of it from another.
       resized: whether images are made to have that shape: the shorter side resized, the middle cut out.
     """
@@ -37,6 +39,7 @@ class Source:
     records: Callable[[str], Any]
     files: Callable[[str], Any]
     file_bytes: Mapping[str, int]
+    shards: Mapping[str, Sequence[pathlib.Path]]
     content: str
     resized: bool = False
 

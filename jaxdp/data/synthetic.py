@@ -42,6 +42,7 @@ def open_synthetic(name: str) -> Source:
         records=lambda split: _Noise(shape, num_classes, seed=split == "test"),
         files=lambda split: _NoiseFiles(shape, num_classes, seed=split == "test"),
         file_bytes={split: count * len(first_file) for split, count in (("train", num_train), ("test", num_test))},
+        shards={"train": (), "test": ()},
         content=name,
     )
 

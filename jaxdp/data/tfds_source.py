@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,54 +31,56 @@ def prepare_digits(config: DataConfig, world: World) -> None:
                 _write_digits(config)
 
 
-def open_tfds(config: DataConfig) -> Source:
+def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored_size: int | None) -> Source:
     """Opens a set.
+
+    Args:
+      name: of the set.
+      data_dir: the folder with the prepared sets; None for TFDS's own.
+      splits: the names of those that are to be "train" and "test".
+      stored_size: height and width to bring images to; None for those that they have.
 
     Raises:
       ValueError: there is no such set, it is not prepared as array_record, or it does not hold images with a label;
         says how to prepare it.
     """
-    tfds, folder = compat.import_tfds(), compat.data_folder(config.dir)
+    tfds, folder = compat.import_tfds(), compat.data_folder(data_dir)
     remedy = (
-        f"prepare it with tfds.builder({config.name!r}, data_dir={str(folder)!r}, file_format='array_record')"
+        f"prepare it with tfds.builder({name!r}, data_dir={str(folder)!r}, file_format='array_record')"
         ".download_and_prepare(), or set config.data.dir to where it is"
     )
-    if not _is_prepared(folder, config.name):
-        raise ValueError(f"there is no data set {config.name!r} in {folder}: {remedy}")
+    if not _is_prepared(folder, name):
+        raise ValueError(f"there is no data set {name!r} in {folder}: {remedy}")
     try:
-        builder = _digits(folder) if config.name == "digits" else tfds.builder(config.name, data_dir=folder)
+        builder = _digits(folder) if name == "digits" else tfds.builder(name, data_dir=folder)
         file_format = builder.info.file_format
     except Exception as error:  # TFDS raises many kinds, on names, versions and damaged metadata.
-        raise ValueError(f"the data set {config.name!r} in {folder} cannot be opened: {error}: {remedy}") from error
+        raise ValueError(f"the data set {name!r} in {folder} cannot be opened: {error}: {remedy}") from error
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         stored = file_format.value if file_format else "none"
-        raise ValueError(
-            f"jaxdp reads data sets in array_record format, {config.name!r} in {folder} is in {stored}: {remedy}"
-        )
+        raise ValueError(f"jaxdp reads data sets in array_record format, {name!r} in {folder} is in {stored}: {remedy}")
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
         raise ValueError(
-            f"jaxdp trains on data sets with the features 'image' and 'label', {config.name!r} has "
+            f"jaxdp trains on data sets with the features 'image' and 'label', {name!r} has "
             f"{', '.join(sorted(features))}: choose another one"
         )
-    splits = {"train": config.train_split, "test": config.test_split}
     for setting, split in splits.items():
         if split not in builder.info.splits:
             raise ValueError(
-                f"config.data.{setting}_split is {split!r}, {config.name!r} has the splits "
+                f"config.data.{setting}_split is {split!r}, {name!r} has the splits "
                 f"{', '.join(builder.info.splits)}: choose among them"
             )
     shape = features["image"].shape
     dtype = np.dtype(features["image"].np_dtype)
-    size = config.stored_size
     if len(shape) != 3 or shape[2] is None or dtype != np.uint8:
-        raise ValueError(f"jaxdp needs uint8 images [H, W, C], those of {config.name!r} are {dtype} of {shape}")
-    if None in shape and size is None:
+        raise ValueError(f"jaxdp needs uint8 images [H, W, C], those of {name!r} are {dtype} of {shape}")
+    if None in shape and stored_size is None:
         raise ValueError(
-            f"the images of {config.name!r} have many sizes, {shape}: set config.data.stored_size to the height and "
+            f"the images of {name!r} have many sizes, {shape}: set config.data.stored_size to the height and "
             "width with which to hold them in memory"
         )
-    stored = shape if size is None else (size, size, shape[2])
+    stored = shape if stored_size is None else (stored_size, stored_size, shape[2])
 
     def files(split: str) -> Any:
         return builder.as_data_source(split=splits[split], decoders={"image": tfds.decode.SkipDecoding()})
@@ -92,6 +95,7 @@ def open_tfds(config: DataConfig) -> Source:
         records=lambda split: builder.as_data_source(split=splits[split]),
         files=files,
         file_bytes={name: info.num_bytes for name, info in infos.items()},
+        shards={name: [pathlib.Path(path) for path in info.filepaths] for name, info in infos.items()},
         content=repr([(split, infos[split].shard_lengths, infos[split].num_bytes) for split in sorted(infos)]),
         resized=stored != shape,
     )

@@ -34,9 +34,10 @@ _SIGNATURES = {
     ),
     "jaxdp_events": (ctypes.c_int64, [ctypes.c_void_p, _TABLE, ctypes.c_int64]),
     "jaxdp_copy_rows": (
-        None,
+        ctypes.c_int,
         [
-            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
             *(ctypes.c_int64, ctypes.c_int64, ctypes.c_int),
         ],
     ),

@@ -116,9 +116,14 @@ class Helpers {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// to[to_rows[i]] = from[from_rows[i]] for i < count, on up to so many threads.
-void jaxdp_copy_rows(const uint8_t* from, const int64_t* from_rows, uint8_t* to, const int64_t* to_rows, int64_t count,
-                     int64_t row_bytes, int threads) {
+// to[to_rows[i]] = from[from_rows[i]] for i < count, on up to so many threads. Returns 0; or 1, with nothing done, if
+// there is no such row among the num_from and num_to that there are.
+int jaxdp_copy_rows(const uint8_t* from, int64_t num_from, const int64_t* from_rows, uint8_t* to, int64_t num_to,
+                    const int64_t* to_rows, int64_t count, int64_t row_bytes, int threads) {
+  const auto outside = [count](const int64_t* rows, int64_t limit) {
+    return std::any_of(rows, rows + count, [limit](int64_t row) { return row < 0 || row >= limit; });
+  };
+  if (outside(from_rows, num_from) || outside(to_rows, num_to)) return 1;
   const int64_t at_once = std::max<int64_t>(1, kBlockBytes / std::max<int64_t>(1, row_bytes));
   const auto job = std::make_shared<Job>(Rows{from, from_rows, to, to_rows, count, row_bytes, at_once});
   const int64_t blocks = (count + at_once - 1) / at_once;
@@ -126,6 +131,7 @@ void jaxdp_copy_rows(const uint8_t* from, const int64_t* from_rows, uint8_t* to,
   if (const auto others = std::min<int64_t>(threads - 1, blocks / 4); others > 0) Helpers::all().call(job, others);
   job->help();
   while (job->copied.load(std::memory_order_acquire) < count) std::this_thread::yield();
+  return 0;
 }
 }
 #pragma GCC visibility pop

@@ -1,6 +1,7 @@
 """The benchmarks as a user starts them."""
 
 import json
+import sys
 import xml.etree.ElementTree
 
 import numpy as np
@@ -195,3 +196,51 @@ def test_the_way_of_images_to_the_devices_is_measured(jobs, tmp_path):
         assert row["crossing_bytes_per_step"] == 0
     assert rows[0]["stall_fraction"] is None
     assert 0 <= rows[2]["stall_fraction"] <= 1
+
+
+FAKE = """#!/bin/sh
+# Answers as peer_loaders.py does, for two settings of one loader.
+echo '[["Sieve", "slow"], ["Sieve", "fast"]]'
+while read -r way; do if [ "$way" = 0 ]; then echo 8.0; else echo 4.0; fi; done
+"""
+
+
+def test_peers_are_measured_in_the_same_run_and_their_fastest_setting_counts(jobs, tmp_path):
+    python, rows = tmp_path / "python", tmp_path / "rows.json"
+    python.write_text(FAKE)
+    python.chmod(0o755)
+    words = ["--sizes=8", "--batch=4", "--bytes=100K", "--repeat=2", "--steps=8", f"--peers={python}", f"--json={rows}"]
+    ended = jobs.run(0, "-m", "jaxdp.bench", "input", *words)
+    assert ended.code == 0, ended.err
+    found = {row["loader"]: row["images_per_second"] for row in json.loads(rows.read_text())["rows"]}
+    assert list(found) == ["jaxdp", "memcpy", "Sieve: fast"]
+    assert found["Sieve: fast"] == 8 * 4 / 4.0
+
+
+@pytest.mark.parametrize(
+    ("ranks", "python", "message"),
+    [
+        (0, sys.executable, "the Python of --peers has neither Grain nor torch: launch/peers makes one that has"),
+        (2, sys.executable, "--peers is a Python (launch/peers makes one), for one rank without mpirun, not "),
+        (0, "/nowhere", "--peers is a Python (launch/peers makes one), for one rank without mpirun, not '/nowhere'"),
+    ],
+)
+def test_peers_that_cannot_be_measured_are_refused(jobs, ranks, python, message):
+    ended = jobs.run(ranks, "-m", "jaxdp.bench", "input", "--sizes=8", "--batch=4", "--bytes=100K", f"--peers={python}")
+    assert ended.code == 2
+    assert ended.err.count("jaxdp: error: ") == 1
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_loading_a_data_set_is_timed_beside_reading_its_files(jobs, tmp_path):
+    jobs.train(1, "for-load", "--stop_at_step=1")
+    words = ["--sizes=8", "--batch=4", "--bytes=100K", "--repeat=1", "--steps=8", "--load=digits"]
+    ended = jobs.run(2, "-m", "jaxdp.bench", "input", *words, f"--json={tmp_path / 'rows.json'}")
+    assert ended.code == 0, ended.err
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"][2:]
+    assert [row["loader"] for row in rows] == ["load pixels", "load files", "raw read"]
+    (shard,) = (jobs.folder / "data" / "digits").rglob("*train*.array_record*")
+    for row in rows:
+        seconds = 1437 / row["images_per_second"]
+        assert row["bytes_per_second"] * seconds == pytest.approx(shard.stat().st_size)
