@@ -79,7 +79,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: its name in the table of models; all further settings go to the model as they are."""
+    """The network: its name in the table of models, or `package.module:Name` of one of your own.
+
+    All further settings go to the model as they are.
+    """
 
     name: str
     options: Mapping[str, Any]
@@ -223,7 +226,6 @@ class Config:
 
 def _check(config: Config) -> None:
     for name, value, known in [
-        ("model.name", config.model.name, tuple(MODELS)),
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
         ("data.storage", config.data.storage, STORAGES),
@@ -237,6 +239,11 @@ def _check(config: Config) -> None:
     ]:
         if value not in known:
             raise ValueError(f"config.{name} is {value!r}, known are {', '.join(known)}")
+    if config.model.name not in MODELS and ":" not in config.model.name:
+        raise ValueError(
+            f"config.model.name is {config.model.name!r}, known are {', '.join(MODELS)}; a model of your own is "
+            "'package.module:Name'"
+        )
     flat = flattened(dataclasses.asdict(config))
     for name in [
         "batch_size",

@@ -99,11 +99,12 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     # A device without a real example takes its padding for the statistics (then of weight 0): theirs would be 0 / 0.
     seen_B = batch.mask_B | (num_real == 0) if task.padded else None
     view_BHWC = task.augmentation.train_view(task.normalise(batch.image_BHWC), batch.id_B, batch.epoch_B)
+    key_B = task.augmentation.model_keys(batch.id_B, batch.epoch_B)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        logits_BK, new_stats = task.network.apply(params, stats, view_BHWC, train=True, mask_B=seen_B)
-        loss_B = jnp.where(batch.mask_B, cross_entropy(logits_BK, batch.label_B), 0.0)
-        return jnp.sum(loss_B) / task.batch_size, (logits_BK, new_stats)
+        heads, new_stats = task.network.heads(params, stats, view_BHWC, train=True, mask_B=seen_B, key_B=key_B)
+        loss_B = sum(weight * cross_entropy(logits_BK, batch.label_B) for logits_BK, weight in heads)
+        return jnp.sum(jnp.where(batch.mask_B, loss_B, 0.0)) / task.batch_size, (heads[0][0], new_stats)
 
     (loss, (logits_BK, new_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
     hits_B = jnp.where(batch.mask_B, hits(logits_BK, batch.label_B), 0.0)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,19 @@ def batch(size, real):
     return Batch(images, np.stack(columns, axis=1).astype(np.int32))
 
 
+def forward(constants):
+    return jax.jit(functools.partial(forward_backward, constants))
+
+
+def evaluate(constants):
+    return jax.jit(functools.partial(evaluate_batch, constants))
+
+
 @pytest.mark.parametrize(("size", "real"), [(6, 6), (8, 6)])
 def test_the_gradient_is_that_of_the_mean_loss_over_the_real_examples(size, real):
     constants, params, stats = task(size != real, real)
     examples = batch(size, real)
-    reduced = forward_backward(constants, params, stats, examples)
+    reduced = forward(constants)(params, stats, examples)
 
     def mean_loss(params):
         images = (examples.image_BHWC[:real] / np.float32(255) - np.float32(0.5)) / np.float32(0.25)
@@ -39,19 +49,19 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_real_examples(size, real
 
 def test_a_device_without_a_real_example_adds_nothing():
     constants, params, stats = task(True, 4)
-    reduced = forward_backward(constants, params, stats, batch(2, 0))
+    reduced = forward(constants)(params, stats, batch(2, 0))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(reduced))
 
 
 def test_evaluation_sums_over_the_real_examples():
     constants, params, stats = task(True, 4)
     examples = batch(6, 6)
-    whole = evaluate_batch(constants, params, stats, examples)
+    whole = evaluate(constants)(params, stats, examples)
     parts = [
-        evaluate_batch(constants, params, stats, jax.tree.map(lambda rows, part=part: rows[part], examples))
+        evaluate(constants)(params, stats, jax.tree.map(lambda rows, part=part: rows[part], examples))
         for part in (slice(0, 3), slice(3, 6))
     ]
-    padded = evaluate_batch(constants, params, stats, batch(6, 3))
+    padded = evaluate(constants)(params, stats, batch(6, 3))
     for name in ("hits", "loss"):
         np.testing.assert_allclose(sum(part[name] for part in parts), whole[name], rtol=1e-6)
         np.testing.assert_allclose(padded[name], parts[0][name], rtol=1e-6)

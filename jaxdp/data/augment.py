@@ -15,6 +15,8 @@ import jax.numpy as jnp
 
 # Crops that are drawn until one lies inside the image.
 _TRIES = 10
+# Beyond the two keys that crop and flip split off.
+_OF_MODEL = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,7 @@ class Augmentation:
         size = self.shape(image_BHWC.shape[1:])[:2]
 
         def one(image_HWC: jax.Array, example: jax.Array, epoch: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), example)
-            for_crop, for_flip = jax.random.split(key)
+            for_crop, for_flip = jax.random.split(self._key(example, epoch))
             if self.crop == "padded":
                 image_HWC = _padded_crop(image_HWC, for_crop, size, self.padding)
             elif self.crop == "resized":
@@ -75,6 +76,13 @@ class Augmentation:
             return jnp.where(mirrored, image_HWC[:, ::-1], image_HWC)
 
         return jax.vmap(one)(image_BHWC, id_B, epoch_B)
+
+    def model_keys(self, id_B: jax.Array, epoch_B: jax.Array) -> jax.Array:
+        """Keys [B] for what the model draws itself, as dropout; they depend on nothing else either."""
+        return jax.vmap(lambda *example: jax.random.fold_in(self._key(*example), _OF_MODEL))(id_B, epoch_B)
+
+    def _key(self, example: jax.Array, epoch: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.seed), epoch), example)
 
 
 NO_AUGMENTATION = Augmentation(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,29 +35,48 @@ class Network:
     ) -> tuple["Network", PyTree, PyTree]:
         """The network of this name with its first parameters and batch statistics.
 
+        Args:
+          name: in the table of models, or `package.module:Name` of a class, or a function, that makes an NNX module out
+            of (image_shape, num_classes, rngs=..., **options).
+          options: the model's own.
+          image_shape: (H, W, C).
+          num_classes: K.
+          seed: of the first parameters.
+
         Raises:
-          ValueError: an option that the model does not have or lacks, or with a value that it refuses.
+          ValueError: there is no such model; an option that it does not have or lacks, or with a value that it refuses.
         """
-        module_name, _, attribute = MODELS[name].partition(":")
-        make = getattr(importlib.import_module(module_name), attribute)
-        taken = _settings(make)
-        for option in options:
-            if option not in taken:
-                raise ValueError(f"config.model.{option} is not a setting of {name}: known are {', '.join(taken)}")
-        for key, default in taken.items():
-            if default is inspect.Parameter.empty and key not in options:
-                raise ValueError(f"config.model.{key} is missing: the model {name} needs it")
-
-        def first_state():
-            return nnx.split(make(image_shape, num_classes, rngs=nnx.Rngs(seed), **options), nnx.Param, ...)
-
+        first_state = _first_state(name, options, image_shape=image_shape, num_classes=num_classes, seed=seed)
+        network = cls._of(name, options, first_state)
         # A jitted first state is one program to compile and to keep, not one a parameter.
+        params, stats = jax.jit(lambda: tuple(map(nnx.to_pure_dict, first_state()[1:])))()
+        return network, params, stats
+
+    @classmethod
+    def abstract(
+        cls, name: str, options: Mapping[str, Any], *, image_shape: tuple[int, ...], num_classes: int
+    ) -> "Network":
+        """The network alone, without a value; see `create`."""
+        first_state = _first_state(name, options, image_shape=image_shape, num_classes=num_classes, seed=0)
+        return cls._of(name, options, first_state)
+
+    @classmethod
+    def _of(cls, name: str, options: Mapping[str, Any], first_state: Callable[[], tuple[Any, ...]]) -> "Network":
         try:
             graphdef, *shapes = nnx.eval_shape(first_state)
-            params, stats = jax.jit(lambda: tuple(map(nnx.to_pure_dict, first_state()[1:])))()
         except (TypeError, ValueError, ArithmeticError) as error:
             raise ValueError(f"the model {name} cannot be made with {dict(options)}: {error}") from error
-        return cls(graphdef, tuple(shapes)), params, stats
+        return cls(graphdef, tuple(shapes))
+
+    @property
+    def param_shapes(self) -> PyTree:
+        """Nested dict of the parameters' shapes and dtypes."""
+        return nnx.to_pure_dict(self.shapes[0])
+
+    @property
+    def stat_shapes(self) -> PyTree:
+        """Likewise of the batch statistics."""
+        return nnx.to_pure_dict(self.shapes[1])
 
     def apply(
         self,
@@ -67,8 +86,26 @@ class Network:
         *,
         train: bool,
         mask_B: jax.Array | None = None,
+        key_B: jax.Array | None = None,
     ) -> tuple[jax.Array, PyTree]:
-        """Logits [B, K] of a normalised batch, and the batch statistics after it (the same ones in evaluation).
+        """Logits [B, K] of a normalised batch, and the batch statistics after it; see `heads`."""
+        heads, stats = self.heads(params, stats, image_BHWC, train=train, mask_B=mask_B, key_B=key_B)
+        return heads[0][0], stats
+
+    def heads(
+        self,
+        params: PyTree,
+        stats: PyTree,
+        image_BHWC: jax.Array,
+        *,
+        train: bool,
+        mask_B: jax.Array | None = None,
+        key_B: jax.Array | None = None,
+    ) -> tuple[list[tuple[jax.Array, float]], PyTree]:
+        """Logits [B, K] of every head, with the weight of its loss; and the batch statistics after the batch.
+
+        The first head is the network's own, of weight 1; auxiliary ones are there in training only. In evaluation the
+        batch statistics are the same ones.
 
         Args:
           params: nested dict.
@@ -76,6 +113,7 @@ class Network:
           image_BHWC: float.
           train: normalise by the batch rather than by the running statistics.
           mask_B: bool, which examples are real; None if all are.
+          key_B: of each example, for dropout; None for none.
         """
         states = []
         for shapes, values in zip(self.shapes, (params, stats), strict=True):
@@ -83,8 +121,37 @@ class Network:
             nnx.replace_by_pure_dict(state, values)
             states.append(state)
         model = nnx.merge(self.graphdef, *states, copy=True)
-        logits_BK = model(image_BHWC, train=train, mask_B=mask_B)
-        return logits_BK, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+        given = model(image_BHWC, train=train, mask_B=mask_B, key_B=key_B)
+        logits_BK, auxiliary = given if isinstance(given, tuple) else (given, [])
+        return [(logits_BK, 1.0), *auxiliary], nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+
+def _first_state(
+    name: str, options: Mapping[str, Any], *, image_shape: tuple[int, ...], num_classes: int, seed: int
+) -> Callable[[], tuple[Any, ...]]:
+    make = _find(name)
+    taken = _settings(make)
+    for option in options:
+        if option not in taken:
+            raise ValueError(f"config.model.{option} is not a setting of {name}: known are {', '.join(taken)}")
+    for key, default in taken.items():
+        if default is inspect.Parameter.empty and key not in options:
+            raise ValueError(f"config.model.{key} is missing: the model {name} needs it")
+    return lambda: nnx.split(make(image_shape, num_classes, rngs=nnx.Rngs(seed), **options), nnx.Param, ...)
+
+
+def _find(name: str) -> Any:
+    """What makes the model of this name."""
+    module_name, _, attribute = MODELS.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise ValueError(
+            f"config.model.name is {name!r}, and {module_name} cannot be imported: {error}: install it, or start the "
+            "job in the folder in which it lies"
+        ) from error
+    except AttributeError as error:
+        raise ValueError(f"config.model.name is {name!r}, but {error}") from error
 
 
 def _settings(make: Any) -> dict[str, Any]:

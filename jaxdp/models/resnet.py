@@ -1,6 +1,7 @@
-"""ResNet (He et al. 2015, arXiv 1512.03385) with basic blocks: ResNet-18.
+"""ResNet (He et al. 2015, arXiv 1512.03385), version 1.5: 18, 34, 50, 101 and 152 layers.
 
-Shape suffixes: B batch, H height, W width, C channels, K classes.
+Version 1.5 halves the image in the 3x3 convolution of a bottleneck, not in the 1x1 before it (Goyal et al. 2017,
+section 5.1). Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
 import functools
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Norm = Callable[..., nnx.BatchNorm]
+Layer = Callable[..., Any]
 
 STEMS = ("imagenet", "cifar")
 
@@ -20,51 +21,77 @@ _conv = functools.partial(
 )
 
 
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut, which is projected where the shape changes.
+class _Block(nnx.Module):
+    """Convolutions with normalisation beside a shortcut, which is projected where the shape changes.
 
     Args:
+      kernels: of each convolution its size, the channels it gives, and its stride.
       channels: of the input.
-      width: channels of the output.
-      stride: of the first convolution.
-      norm: makes a normalisation for so many channels.
+      conv, norm: make those layers.
       zero_gamma: start the last normalisation's scale at 0, so that the block begins as the identity (Goyal et
         al. 2017, section 5.1).
       rngs: of the parameters.
     """
 
-    def __init__(self, channels: int, width: int, *, stride: int, norm: Norm, zero_gamma: bool, rngs: nnx.Rngs):
-        gamma = nnx.initializers.zeros if zero_gamma else nnx.initializers.ones
-        self.conv1 = _conv(channels, width, (3, 3), strides=stride, padding=1, rngs=rngs)
-        self.norm1 = norm(width, rngs=rngs)
-        self.conv2 = _conv(width, width, (3, 3), padding=1, rngs=rngs)
-        self.norm2 = norm(width, scale_init=gamma, rngs=rngs)
-        self.projects = stride != 1 or channels != width
+    def __init__(
+        self,
+        kernels: Sequence[tuple[int, int, int]],
+        channels: int,
+        *,
+        conv: Layer,
+        norm: Layer,
+        zero_gamma: bool,
+        rngs: nnx.Rngs,
+    ):
+        convs, norms, before = [], [], channels
+        for index, (size, after, stride) in enumerate(kernels):
+            convs.append(conv(before, after, (size, size), strides=stride, padding=size // 2, rngs=rngs))
+            zero = zero_gamma and index == len(kernels) - 1
+            norms.append(norm(after, scale_init=nnx.initializers.zeros if zero else nnx.initializers.ones, rngs=rngs))
+            before = after
+        self.convs, self.norms = nnx.List(convs), nnx.List(norms)
+        stride = max(stride for _, _, stride in kernels)
+        self.projects = stride != 1 or channels != before
         if self.projects:
-            self.project = _conv(channels, width, (1, 1), strides=stride, padding=0, rngs=rngs)
-            self.project_norm = norm(width, rngs=rngs)
+            self.project = conv(channels, before, (1, 1), strides=stride, padding=0, rngs=rngs)
+            self.project_norm = norm(before, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, *, train: bool, mask_B111: jax.Array | None) -> jax.Array:
         options: dict[str, Any] = {"use_running_average": not train, "mask": mask_B111}
-        y_BHWC = nnx.relu(self.norm1(self.conv1(x_BHWC), **options))
-        y_BHWC = self.norm2(self.conv2(y_BHWC), **options)
+        y_BHWC = x_BHWC
+        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y_BHWC = norm(conv(y_BHWC if index == 0 else nnx.relu(y_BHWC)), **options)
         if self.projects:
             x_BHWC = self.project_norm(self.project(x_BHWC), **options)
         return nnx.relu(x_BHWC + y_BHWC)
 
 
+def _basic(width: int, stride: int) -> list[tuple[int, int, int]]:
+    return [(3, width, stride), (3, width, 1)]
+
+
+def _bottleneck(width: int, stride: int) -> list[tuple[int, int, int]]:
+    return [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+
+
+_BLOCKS = {"basic": _basic, "bottleneck": _bottleneck}
+
+
 class ResNet(nnx.Module):
-    """A residual network of basic blocks.
+    """A residual network.
 
     Args:
       image_shape: (H, W, C).
       num_classes: K.
       stage_sizes: blocks of each stage; every stage after the first halves the image and doubles the channels.
+      block: "basic", two 3x3 convolutions, or "bottleneck", 1x1, 3x3 and 1x1 to four times the channels.
       width: channels of the first stage.
       stem: "imagenet" (7x7 of stride 2, then 3x3 max pooling of stride 2) or "cifar" (3x3 of stride 1).
-      zero_gamma: see BasicBlock.
+      zero_gamma: start the last normalisation's scale of each block at 0, so that it begins as the identity (Goyal et
+        al. 2017, section 5.1).
       norm_momentum: of the running batch statistics: 0.9 keeps nine tenths of them in a step.
       norm_epsilon: added to the variance in normalisations.
+      dtype: in which it computes, "float32" or "bfloat16"; parameters and statistics are float32.
       rngs: of the parameters.
     """
 
@@ -74,34 +101,40 @@ class ResNet(nnx.Module):
         num_classes: int,
         *,
         stage_sizes: Sequence[int],
+        block: str = "basic",
         width: int = 64,
         stem: str,
         zero_gamma: bool,
         norm_momentum: float,
         norm_epsilon: float,
+        dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
         if stem not in STEMS:
             raise ValueError(f"config.model.stem is {stem!r}, known are {', '.join(STEMS)}")
-        norm = functools.partial(nnx.BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon)
+        if block not in _BLOCKS:
+            raise ValueError(f"config.model.block is {block!r}, known are {', '.join(_BLOCKS)}")
+        conv = functools.partial(_conv, dtype=dtype)
+        norm = functools.partial(nnx.BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon, dtype=dtype)
         self.pools = stem == "imagenet"
         size, stride, padding = (7, 2, 3) if self.pools else (3, 1, 1)
-        self.stem = _conv(image_shape[2], width, (size, size), strides=stride, padding=padding, rngs=rngs)
+        self.stem = conv(image_shape[2], width, (size, size), strides=stride, padding=padding, rngs=rngs)
         self.stem_norm = norm(width, rngs=rngs)
         blocks = []
         channels = width
         for stage, num_blocks in enumerate(stage_sizes):
-            for block in range(num_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(
-                    BasicBlock(channels, width * 2**stage, stride=stride, norm=norm, zero_gamma=zero_gamma, rngs=rngs)
-                )
-                channels = width * 2**stage
+            for index in range(num_blocks):
+                kernels = _BLOCKS[block](width * 2**stage, 2 if stage > 0 and index == 0 else 1)
+                blocks.append(_Block(kernels, channels, conv=conv, norm=norm, zero_gamma=zero_gamma, rngs=rngs))
+                channels = kernels[-1][1]
         self.blocks = nnx.List(blocks)
-        self.head = nnx.Linear(channels, num_classes, rngs=rngs)
+        self.head = nnx.Linear(channels, num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None, key_B: jax.Array | None = None
+    ) -> jax.Array:
         """Logits [B, K]. In training, batch statistics are those of the examples whose mask is True."""
+        del key_B
         mask_B111 = None if mask_B is None else mask_B[:, None, None, None]
         x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111)
         x_BHWC = nnx.relu(x_BHWC)
@@ -112,4 +145,8 @@ class ResNet(nnx.Module):
         return self.head(jnp.mean(x_BHWC, axis=(1, 2)))
 
 
-ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2))
+ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block="basic")
+ResNet34 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="basic")
+ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block="bottleneck")
+ResNet101 = functools.partial(ResNet, stage_sizes=(3, 4, 23, 3), block="bottleneck")
+ResNet152 = functools.partial(ResNet, stage_sizes=(3, 8, 36, 3), block="bottleneck")

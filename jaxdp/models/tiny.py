@@ -15,23 +15,28 @@ class CNN(nnx.Module):
       image_shape: (H, W, C); H and W of 4 or more.
       num_classes: K.
       width: channels of the first pair; the second has twice as many, the hidden layer four times.
+      dtype: in which it computes, "float32" or "bfloat16"; parameters are float32.
       rngs: of the parameters.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, width: int, rngs: nnx.Rngs):
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, *, width: int, dtype: str = "float32", rngs: nnx.Rngs
+    ):
         height, image_width, channels = image_shape
         if min(height, image_width) < 4:
             raise ValueError(f"the model cnn needs images of 4x4 or more, not {height}x{image_width}")
-        self.conv1 = nnx.Conv(channels, width, (3, 3), rngs=rngs)
-        self.conv2 = nnx.Conv(width, width, (3, 3), rngs=rngs)
-        self.conv3 = nnx.Conv(width, 2 * width, (3, 3), rngs=rngs)
-        self.conv4 = nnx.Conv(2 * width, 2 * width, (3, 3), rngs=rngs)
-        self.hidden = nnx.Linear((height // 4) * (image_width // 4) * 2 * width, 4 * width, rngs=rngs)
-        self.head = nnx.Linear(4 * width, num_classes, rngs=rngs)
+        self.conv1 = nnx.Conv(channels, width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv2 = nnx.Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv3 = nnx.Conv(width, 2 * width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv4 = nnx.Conv(2 * width, 2 * width, (3, 3), dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear((height // 4) * (image_width // 4) * 2 * width, 4 * width, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(4 * width, num_classes, dtype=dtype, rngs=rngs)
 
-    def __call__(self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None, key_B: jax.Array | None = None
+    ) -> jax.Array:
         """Logits [B, K]; examples do not meet, so the mask is not needed."""
-        del train, mask_B
+        del train, mask_B, key_B
         x_BHWC = nnx.relu(self.conv2(nnx.relu(self.conv1(image_BHWC))))
         x_BHWC = nnx.max_pool(x_BHWC, (2, 2), strides=(2, 2))
         x_BHWC = nnx.relu(self.conv4(nnx.relu(self.conv3(x_BHWC))))

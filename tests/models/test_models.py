@@ -1,8 +1,14 @@
+import functools
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxdp.losses import cross_entropy
+from jaxdp.models.layers import dropout, local_response_norm
 from jaxdp.models.network import Network
 
 NORM = {"norm_momentum": 0.9, "norm_epsilon": 1e-5}
@@ -20,12 +26,25 @@ def count(tree):
         ("resnet18", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 11_689_512, 9_600),
         # The same with a 3x3 stem and 10 classes: 3 x 64 x (49 - 9) and 513 x 990 fewer.
         ("resnet18", {"stem": "cifar", "zero_gamma": True} | NORM, (32, 32, 3), 10, 11_173_962, 9_600),
+        # torchvision's resnet34, 50, 101 and 152.
+        ("resnet34", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 21_797_672, 17_024),
+        ("resnet50", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 25_557_032, 53_120),
+        ("resnet101", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 44_549_160, 105_344),
+        ("resnet152", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 60_192_808, 151_424),
+        # Caffe's bvlc_googlenet, 53.5 MB, and without its auxiliary heads.
+        ("googlenet", {"auxiliary": True, "dropout": 0.4}, (224, 224, 3), 1000, 13_378_280, 0),
+        ("googlenet", {"auxiliary": False, "dropout": 0.4}, (224, 224, 3), 1000, 6_998_552, 0),
+        # torchvision's googlenet.
+        ("googlenet_bn", {"auxiliary": True, "dropout": 0.2}, (224, 224, 3), 1000, 13_004_888, 15_072),
+        ("googlenet_bn", {"auxiliary": False, "dropout": 0.2}, (224, 224, 3), 1000, 6_624_904, 14_560),
+        # Caffe's nin_imagenet, 30.4 MB.
+        ("nin", {"dropout": 0.5}, (224, 224, 3), 1000, 7_595_176, 0),
         ("cnn", {"width": 48}, (8, 8, 1), 10, 221_722, 0),
     ],
 )
 def test_parameters_are_as_published(name, options, image_shape, num_classes, parameters, statistics):
-    _, params, stats = Network.create(name, options, image_shape=image_shape, num_classes=num_classes, seed=0)
-    assert (count(params), count(stats)) == (parameters, statistics)
+    network = Network.abstract(name, options, image_shape=image_shape, num_classes=num_classes)
+    assert (count(network.param_shapes), count(network.stat_shapes)) == (parameters, statistics)
 
 
 def test_a_residual_block_with_zero_gamma_begins_as_the_identity():
@@ -33,8 +52,8 @@ def test_a_residual_block_with_zero_gamma_begins_as_the_identity():
         "resnet", RESNET | {"zero_gamma": True}, image_shape=(8, 8, 3), num_classes=10, seed=0
     )
     for block in params["blocks"].values():
-        assert not block["norm2"]["scale"].any()
-        assert (block["norm1"]["scale"] == 1).all()
+        assert not block["norms"][1]["scale"].any()
+        assert (block["norms"][0]["scale"] == 1).all()
 
 
 def test_padding_changes_neither_the_logits_nor_the_statistics():
@@ -76,3 +95,128 @@ def test_a_mistake_in_the_settings_is_named(options, message):
 def test_images_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="needs images of 4x4 or more, not 3x9"):
         Network.create("cnn", {"width": 4}, image_shape=(3, 9, 1), num_classes=10, seed=0)
+
+
+NIN = ("nin", {"dropout": 0.5}, 67)
+GOOGLENET = ("googlenet", {"auxiliary": True, "dropout": 0.4}, 64)
+GOOGLENET_BN = ("googlenet_bn", {"auxiliary": True, "dropout": 0.2}, 64)
+BOTTLENECK = ("resnet", RESNET | {"block": "bottleneck", "stem": "imagenet"}, 32)
+
+
+SMALL = ("cnn", {"width": 4}, 8)
+
+
+def loss_of(network, images, labels, key_B):
+    def loss(params, stats):
+        heads, _ = network.heads(params, stats, images, train=True, key_B=key_B)
+        return sum(weight * cross_entropy(logits, labels).mean() for logits, weight in heads)
+
+    return loss
+
+
+@pytest.mark.parametrize(("name", "options", "size"), [NIN, GOOGLENET, GOOGLENET_BN, BOTTLENECK])
+def test_a_model_fits_a_batch(name, options, size):
+    """With all of its heads, and without dropout, which would keep it from doing so."""
+    network, params, stats = Network.create(name, options, image_shape=(size, size, 3), num_classes=4, seed=0)
+    images = np.random.default_rng(0).standard_normal((4, size, size, 3)).astype(np.float32)
+    loss = loss_of(network, images, np.arange(4), None)
+    optimizer = optax.adam(1e-3)
+
+    @jax.jit
+    def step(params, state):
+        value, gradient = jax.value_and_grad(loss)(params, stats)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    state, values = optimizer.init(params), []
+    for _ in range(200):
+        params, state, value = step(params, state)
+        values.append(float(value))
+        if values[-1] < 0.03:
+            break
+    assert values[-1] < 0.03
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+@pytest.mark.parametrize(("name", "options", "size"), [NIN, GOOGLENET, GOOGLENET_BN, BOTTLENECK, SMALL])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_computes_in_its_dtype_and_keeps_float32_parameters(name, options, size, dtype):
+    network = Network.abstract(name, options | {"dtype": dtype}, image_shape=(size, size, 3), num_classes=4)
+    shapes = network.param_shapes, network.stat_shapes
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    images = jax.ShapeDtypeStruct((4, size, size, 3), "float32")
+    traced = jax.make_jaxpr(functools.partial(network.heads, train=True))(*shapes, images)
+    products = [one for one in equations(traced.jaxpr) if one.primitive.name in ("conv_general_dilated", "dot_general")]
+    assert len(products) >= 6
+    assert {one.outvars[0].aval.dtype for one in products} == {jnp.dtype(dtype)}
+    _, after = jax.eval_shape(functools.partial(network.heads, train=True), *shapes, images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after)} <= {jnp.dtype("float32")}
+
+
+def test_bfloat16_computes_about_the_same():
+    name, options, size = BOTTLENECK
+    shape = {"image_shape": (size, size, 3), "num_classes": 4, "seed": 0}
+    network, params, stats = Network.create(name, options, **shape)
+    half = Network.abstract(name, options | {"dtype": "bfloat16"}, image_shape=(size, size, 3), num_classes=4)
+    images = np.random.default_rng(0).standard_normal((4, size, size, 3)).astype(np.float32)
+    whole, rounded = (
+        jax.jit(functools.partial(one.apply, train=True))(params, stats, images)[0] for one in (network, half)
+    )
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded, whole, atol=0.1 * np.abs(whole).max())
+
+
+def test_what_dropout_zeros_depends_on_the_key_of_the_example_alone():
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    values = jnp.ones((3, 1000))
+    dropped = dropout(values, 0.4, keys, layer=0)
+    assert set(np.unique(dropped).tolist()) == {0.0, np.float32(1 / 0.6)}
+    assert np.mean(dropped == 0) == pytest.approx(0.4, abs=0.05)
+    np.testing.assert_array_equal(dropout(values[:1], 0.4, keys[1:2], layer=0)[0], dropped[1])
+    assert (dropout(values, 0.4, keys, layer=1) != dropped).any()
+    assert (dropped[0] != dropped[1]).any()
+    np.testing.assert_array_equal(dropout(values, 0.4, None, layer=0), values)
+
+
+def test_responses_are_normalised_as_the_formula_says():
+    x = np.random.default_rng(0).standard_normal((2, 3, 3, 8))
+    expected = np.empty_like(x)
+    for channel in range(8):
+        around = x[..., max(0, channel - 2) : channel + 3]
+        expected[..., channel] = x[..., channel] / (1 + 0.5 / 5 * np.sum(around**2, axis=-1)) ** 0.75
+    found = local_response_norm(jnp.asarray(x, jnp.float32), size=5, alpha=0.5, beta=0.75)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_model_of_ones_own_is_found_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    shape = {"image_shape": (2, 2, 1), "num_classes": 3}
+    network, params, stats = Network.create("mine:Flat", {"bias": False}, **shape, seed=0)
+    logits, _ = network.apply(params, stats, np.ones((5, 2, 2, 1), np.float32), train=False)
+    assert logits.shape == (5, 3)
+    with pytest.raises(ValueError, match=r"config\.model\.bias is missing: the model mine:Flat needs it"):
+        Network.abstract("mine:Flat", {}, **shape)
+    with pytest.raises(ValueError, match="'mine:Flt', but module 'mine' has no attribute 'Flt'"):
+        Network.abstract("mine:Flt", {}, **shape)
+    with pytest.raises(ValueError, match="nowhere cannot be imported: No module named 'nowhere': install it, or start"):
+        Network.abstract("nowhere:Net", {}, **shape)
+
+
+OWN = """
+from flax import nnx
+
+class Flat(nnx.Module):
+    def __init__(self, image_shape, num_classes, *, bias, rngs):
+        height, width, channels = image_shape
+        self.out = nnx.Linear(height * width * channels, num_classes, use_bias=bias, rngs=rngs)
+
+    def __call__(self, image_BHWC, *, train, mask_B=None, key_B=None):
+        return self.out(image_BHWC.reshape(len(image_BHWC), -1))
+"""
