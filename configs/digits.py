@@ -14,9 +14,15 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 64
+    config.microbatches = 1
     config.epochs = 30.0
+    config.steps = config_dict.placeholder(int)
     config.eval_every_epochs = 5.0
+    config.eval_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 20
+    config.label_smoothing = 0.0
+    config.average_decay = config_dict.placeholder(float)
+    config.stop_after_skipped_steps = 10
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "digits"
@@ -50,15 +56,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-3
     config.optimizer.trust_coefficient = 0.001
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.999
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.vectors_too = False
+    config.optimizer.clip_norm = config_dict.placeholder(float)
 
     config.schedule = ml_collections.ConfigDict()
     config.schedule.base_rate = 0.02
     config.schedule.base_batch_size = 64
     config.schedule.warmup_epochs = 2.0
+    config.schedule.warmup_steps = config_dict.placeholder(int)
     config.schedule.warmup_init_rate = 0.002
     config.schedule.decay = "cosine"
     config.schedule.power = 2.0
     config.schedule.end_rate = 0.0
+    config.schedule.boundaries_epochs = ()
+    config.schedule.boundaries_steps = config_dict.placeholder(tuple)
+    config.schedule.factor = 0.1
 
     config.allreduce = ml_collections.ConfigDict()
     config.allreduce.engine = "native"
@@ -74,5 +89,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.checkpoint = ml_collections.ConfigDict()
     config.checkpoint.every_epochs = 5.0
+    config.checkpoint.every_steps = config_dict.placeholder(int)
     config.checkpoint.keep = 3
     return config

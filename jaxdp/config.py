@@ -12,8 +12,8 @@ from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.models import MODELS
 from jaxdp.settings import build, flattened
 
-OPTIMIZERS = ("lars", "sgd")
-DECAYS = ("cosine", "polynomial")
+OPTIMIZERS = ("adamw", "lars", "sgd")
+DECAYS = ("constant", "cosine", "polynomial", "step")
 STORAGES = ("pixels", "encoded")
 SHUFFLES = ("global", "partition")
 CROPS = ("none", "padded", "resized")
@@ -28,7 +28,9 @@ MAY_CHANGE = (
     "data.groups",
     "data.prefetch",
     "eval_every_epochs",
+    "eval_every_steps",
     "log_every_steps",
+    "stop_after_skipped_steps",
 )
 
 
@@ -93,11 +95,14 @@ class OptimizerConfig:
     """The update rule.
 
     Attributes:
-      name: "lars" or "sgd".
-      momentum: of the velocity.
+      name: "lars", "sgd" or "adamw".
+      momentum: of the velocity ("lars" and "sgd").
       nesterov: Nesterov's form of it ("sgd" only).
-      weight_decay: of kernels, never of biases and normalisation.
+      weight_decay: of kernels; for "adamw" decoupled, as a part of the rate.
       trust_coefficient: eta of LARS ("lars" only).
+      beta1, beta2, epsilon: of the moments ("adamw" only).
+      vectors_too: decay (and scale, in LARS) biases and normalisation as well as kernels.
+      clip_norm: gradients whose norm over all parameters is larger are scaled down to it; None for no clipping.
     """
 
     name: str
@@ -105,6 +110,11 @@ class OptimizerConfig:
     nesterov: bool
     weight_decay: float
     trust_coefficient: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    vectors_too: bool
+    clip_norm: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,20 +124,27 @@ class ScheduleConfig:
     Attributes:
       base_rate: the peak rate at `base_batch_size`; it is scaled in proportion to the global batch.
       base_batch_size: see there.
-      warmup_epochs: length of the linear warmup.
+      warmup_epochs, warmup_steps: length of the linear warmup.
       warmup_init_rate: where it starts.
-      decay: "cosine" or "polynomial", from the end of the warmup to the end of the run.
+      decay: from the end of the warmup on: "cosine" or "polynomial" to the end of the run, "step" at boundaries, or
+        "constant".
       power: of the polynomial.
-      end_rate: where the decay ends.
+      end_rate: where cosine and polynomial end.
+      boundaries_epochs, boundaries_steps: at which "step" multiplies the rate by `factor`, counted from the start.
+      factor: see there.
     """
 
     base_rate: float
     base_batch_size: int
     warmup_epochs: float
+    warmup_steps: int | None
     warmup_init_rate: float
     decay: str
     power: float
     end_rate: float
+    boundaries_epochs: tuple[float, ...]
+    boundaries_steps: tuple[int, ...] | None
+    factor: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +183,7 @@ class CheckpointConfig:
     """How often the state is saved, and how many of the last saves are kept."""
 
     every_epochs: float
+    every_steps: int | None
     keep: int
 
 
@@ -173,19 +191,32 @@ class CheckpointConfig:
 class Config:
     """A whole run.
 
+    Durations are in epochs; where the same one in steps is set too, that counts in its place.
+
     Attributes:
       seed: of parameters and of the order of the data.
       batch_size: the global batch, over all ranks.
-      epochs: length of the run.
-      eval_every_epochs: how often the test split is evaluated.
+      microbatches: parts of a device's batch that it goes through one after the other, to need less memory: gradients
+        add up to those of the whole; batch statistics are those of a part.
+      epochs, steps: length of the run.
+      eval_every_epochs, eval_every_steps: how often the test split is evaluated.
       log_every_steps: how often a line of metrics is written.
+      label_smoothing: the share of the target that is spread evenly over all classes, in training.
+      average_decay: of the running mean of the parameters, which is evaluated in their place; None for none.
+      stop_after_skipped_steps: steps whose gradient is not finite change nothing; so many in a row end the job.
     """
 
     seed: int
     batch_size: int
+    microbatches: int
     epochs: float
+    steps: int | None
     eval_every_epochs: float
+    eval_every_steps: int | None
     log_every_steps: int
+    label_smoothing: float
+    average_decay: float | None
+    stop_after_skipped_steps: int
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -247,9 +278,13 @@ def _check(config: Config) -> None:
     flat = flattened(dataclasses.asdict(config))
     for name in [
         "batch_size",
+        "microbatches",
         "epochs",
+        "steps",
         "eval_every_epochs",
+        "eval_every_steps",
         "log_every_steps",
+        "stop_after_skipped_steps",
         "data.stored_size",
         "data.image_size",
         "data.partitions",
@@ -260,13 +295,17 @@ def _check(config: Config) -> None:
         "schedule.base_rate",
         "schedule.base_batch_size",
         "schedule.power",
+        "schedule.factor",
         "optimizer.trust_coefficient",
+        "optimizer.epsilon",
+        "optimizer.clip_norm",
         "allreduce.colors",
         "allreduce.arity",
         "allreduce.ranks_per_node",
         "allreduce.segment_bytes",
         "allreduce.bucket_bytes",
         "checkpoint.every_epochs",
+        "checkpoint.every_steps",
         "checkpoint.keep",
     ]:
         if flat[name] is not None and not 0 < flat[name] < math.inf:
@@ -275,16 +314,24 @@ def _check(config: Config) -> None:
         "seed",
         "data.crop_padding",
         "schedule.warmup_epochs",
+        "schedule.warmup_steps",
         "schedule.warmup_init_rate",
         "schedule.end_rate",
         "optimizer.weight_decay",
     ]:
-        if not 0 <= flat[name] < math.inf:
+        if flat[name] is not None and not 0 <= flat[name] < math.inf:
             raise ValueError(f"config.{name} must be a number of 0 or more, not {flat[name]}")
-    if not 0 <= config.optimizer.momentum < 1:
-        raise ValueError(f"config.optimizer.momentum must be in 0..1, without 1, not {config.optimizer.momentum}")
-    if config.optimizer.nesterov and config.optimizer.name == "lars":
-        raise ValueError("LARS has no Nesterov form: set config.optimizer.nesterov to False")
+    for name in ["optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "label_smoothing", "average_decay"]:
+        if flat[name] is not None and not 0 <= flat[name] < 1:
+            raise ValueError(f"config.{name} must be in 0..1, without 1, not {flat[name]}")
+    if config.optimizer.nesterov and config.optimizer.name != "sgd":
+        raise ValueError(
+            f"{config.optimizer.name.upper()} has no Nesterov form: set config.optimizer.nesterov to False"
+        )
+    for name in ("boundaries_epochs", "boundaries_steps"):
+        boundaries = getattr(config.schedule, name) or ()
+        if list(boundaries) != sorted(set(boundaries)) or any(boundary <= 0 for boundary in boundaries):
+            raise ValueError(f"config.schedule.{name} are numbers above 0, the smaller ones first, not {boundaries}")
     if config.allreduce.wire != "float32" and config.allreduce.algorithm == MPI:
         raise ValueError(
             "the MPI library's own allreduce sends what it sums: "
@@ -294,11 +341,6 @@ def _check(config: Config) -> None:
         raise ValueError(
             f"JAX's own collectives send what they sum: config.allreduce.wire {config.allreduce.wire!r} needs "
             "config.allreduce.engine 'native' or 'mpi4jax'"
-        )
-    if config.schedule.warmup_epochs >= config.epochs:
-        raise ValueError(
-            f"the warmup ends before the run: config.schedule.warmup_epochs is {config.schedule.warmup_epochs:g}, "
-            f"config.epochs is {config.epochs:g}"
         )
     if config.data.shuffle == "partition":
         if config.data.storage == "encoded":

@@ -31,7 +31,9 @@ class Evaluation:
         """{"test_loss", "test_accuracy"}; all ranks call it together."""
         split, size = self._split, self._batch_size
         sums = [
-            self._step(state.params, state.stats, _host_batch(split, start, min(start + size, split.mine.stop), size))
+            self._step(
+                state.evaluated, state.stats, _host_batch(split, start, min(start + size, split.mine.stop), size)
+            )
             for start in range(split.mine.start, split.mine.stop, size)
         ]
         mine = [sum(float(batch[name]) for batch in sums) for name in ("loss", "hits")]

@@ -34,9 +34,9 @@ from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
 from jaxdp.report import Report, banner, evaluation_line, on_terminal
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task, reduced_order, reduced_shapes
+from jaxdp.step import Batch, Task, checked_leaves, reduced_order, reduced_shapes
 from jaxdp.workdir import claim_workdir
-from jaxdp.world import World
+from jaxdp.world import UserError, World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +153,7 @@ def train(config: Config, workdir: pathlib.Path, world: World, *, stop_at_step: 
         if in_flight is not None:
             (step, values), in_flight = in_flight, None
             jax.block_until_ready(values)
+            values = heed_skipped(run, step, values)
             if report is not None:
                 report.trained(step, values)
 
@@ -220,12 +221,23 @@ def build(config: Config, world: World) -> Run:
     world.require_equal("number of local devices", engine.num_devices)
     world.require_equal("version of jaxdp", __version__)
     world.require_equal("data set", source.fingerprint)
-    plan = Plan.of(config, source.sizes["train"])
-    deal = Deal(config.batch_size, world.size, engine.num_devices)
+    with world.together():
+        plan = Plan.of(config, source.sizes["train"])
+    deal = Deal(config.batch_size, world.size, engine.num_devices, config.microbatches)
     learning_rate = jax.jit(make_schedule(config.schedule, plan))
     optimizer = make_optimizer(config.optimizer, learning_rate, params)
-    first_state = TrainState.create(params, stats, optimizer)
-    task = Task(network, config.data.mean, config.data.std, config.batch_size, deal.padded, augmentation)
+    first_state = TrainState.create(params, stats, optimizer, averages=config.average_decay is not None)
+    task = Task(
+        network=network,
+        mean=config.data.mean,
+        std=config.data.std,
+        batch_size=config.batch_size,
+        padded=deal.padded,
+        augmentation=augmentation,
+        microbatches=config.microbatches,
+        label_smoothing=config.label_smoothing,
+        average_decay=config.average_decay,
+    )
     order = reduced_order(task, first_state, source.image_shape)
     return Run(
         config=config,
@@ -251,6 +263,26 @@ def make_augmentation(config: Config) -> Augmentation:
     return Augmentation(
         config.seed, data.image_size, crop, data.crop_padding, data.crop_area, data.crop_ratio, data.flip
     )
+
+
+def heed_skipped(run: Run, step: int, values: dict[str, Any]) -> dict[str, float]:
+    """What to report of a step, where all ranks have skipped it only that; too many of those in a row end the job.
+
+    Raises:
+      UserError: on rank 0.
+    """
+    values = {name: float(value) for name, value in values.items()}
+    culprit, skipped = int(values.pop("culprit")), int(values.pop("skipped"))
+    if not skipped:
+        return values | {"skipped": 0.0}
+    if skipped >= run.config.stop_after_skipped_steps and run.world.is_root:
+        path, _ = checked_leaves(reduced_shapes(run.first_state))[culprit]
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        raise UserError(
+            f"{skipped} steps in a row, up to step {step}, had values that are not finite, first in {name}: lower the "
+            "rate (config.schedule.base_rate, or a longer warmup), or clip gradients (config.optimizer.clip_norm)"
+        )
+    return {"input_seconds": values["input_seconds"], "skipped": 1.0}
 
 
 def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Position]:

@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import optax
 
 
-def cross_entropy(logits_BK: jax.Array, label_B: jax.Array) -> jax.Array:
-    """Softmax cross entropy of each example in nats, [B], in float32 or better."""
-    precise = jnp.promote_types(logits_BK.dtype, jnp.float32)
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BK.astype(precise), label_B)
+def cross_entropy(logits_BK: jax.Array, label_B: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
+    """Softmax cross entropy of each example in nats, [B], in float32 or better.
+
+    Args:
+      logits_BK: of any float type.
+      label_B: int32.
+      smoothing: the share of the target that is spread evenly over all classes (Szegedy et al. 2015, section 7).
+    """
+    precise_BK = logits_BK.astype(jnp.promote_types(logits_BK.dtype, jnp.float32))
+    of_label_B = optax.softmax_cross_entropy_with_integer_labels(precise_BK, label_B)
+    if smoothing == 0:
+        return of_label_B
+    of_all_B = jax.nn.logsumexp(precise_BK, axis=-1) - jnp.mean(precise_BK, axis=-1)
+    return (1 - smoothing) * of_label_B + smoothing * of_all_B
 
 
 def hits(logits_BK: jax.Array, label_B: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import pathlib
 import sys
 import time
@@ -76,9 +77,11 @@ class Progress:
     def update(self, step: int, *, epoch: float, values: dict[str, float], seconds_per_step: float) -> None:
         """The line of this step, with the time left at this pace."""
         left = datetime.timedelta(seconds=round((self._total - step) * seconds_per_step))
+        # Where all steps of a line were skipped, there is no loss of one.
+        loss, accuracy = (values.get(name, math.nan) for name in ("loss", "accuracy"))
         line = (
-            f"step {step}/{self._total}  epoch {epoch:.2f}  loss {values['loss']:.4f}  "
-            f"accuracy {values['accuracy']:.4f}  rate {values['learning_rate']:.4g}  "
+            f"step {step}/{self._total}  epoch {epoch:.2f}  loss {loss:.4f}  "
+            f"accuracy {accuracy:.4f}  rate {values['learning_rate']:.4g}  "
             f"{values['images_per_second']:.0f} images/s  {left} left"
         )
         if self._bar is None:
@@ -100,7 +103,7 @@ class Progress:
 
 
 class TrainLog:
-    """Means of the training metrics over the steps since the last line, and the pace of these steps.
+    """Means of the training metrics over the steps since the last line that have them, and the pace of these steps.
 
     Args:
       batch_size: images a step.
@@ -108,8 +111,7 @@ class TrainLog:
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._sums: dict[str, float] = {}
-        self._steps = 0
+        self._values: dict[str, list[float]] = {}
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -120,15 +122,14 @@ class TrainLog:
     def add(self, values: dict[str, Any]) -> None:
         """The metrics of one more step."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
-        self._steps += 1
+            self._values.setdefault(name, []).append(float(value))
         self._timed_steps += 1
 
     def take(self) -> tuple[dict[str, float], float]:
         """The means, with images_per_second, and the seconds a step; begins anew."""
-        assert self._steps > 0, "a line is about at least one step"
+        assert self._values, "a line is about at least one step"
         seconds_per_step = (time.perf_counter() - self._clock) / max(self._timed_steps, 1)
-        means = {name: value / self._steps for name, value in self._sums.items()}
-        self._sums, self._steps = {}, 0
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        self._values = {}
         self.restart_clock()
         return means | {"images_per_second": self._batch_size / seconds_per_step}, seconds_per_step

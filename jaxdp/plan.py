@@ -18,6 +18,7 @@ class Plan:
       batch_size: the global batch.
       total_steps: of the run; the last batch reaches the end of the last epoch, or just beyond it.
       warmup_steps: of the learning rate.
+      boundaries: steps at which the rate falls, if it does so in steps.
       peak_rate: after the linear scaling rule (Goyal et al. 2017, section 2.1).
       eval_steps, save_steps: after which steps to evaluate and to save; the last step is in both.
     """
@@ -26,30 +27,54 @@ class Plan:
     batch_size: int
     total_steps: int
     warmup_steps: int
+    boundaries: tuple[int, ...]
     peak_rate: float
     eval_steps: Collection[int]
     save_steps: Collection[int]
 
     @classmethod
     def of(cls, config: Config, num_examples: int) -> Plan:
-        """The plan for a training split of so many examples."""
+        """The plan for a training split of so many examples.
 
-        def steps(epochs: float) -> int:
-            return math.ceil(round(epochs * num_examples / config.batch_size, 6))
+        Raises:
+          ValueError: the warmup takes the whole run, or the rate is to fall in it.
+        """
+        schedule = config.schedule
 
-        def every(epochs: float) -> frozenset[int]:
-            times = math.floor(round(config.epochs / epochs, 6))
-            return frozenset({max(1, steps(epochs * (time + 1))) for time in range(times)} | {total})
+        def steps(epochs: float, given: int | None = None) -> int:
+            return math.ceil(round(epochs * num_examples / config.batch_size, 6)) if given is None else given
 
-        total = max(1, steps(config.epochs))
+        def every(epochs: float, given: int | None) -> frozenset[int]:
+            if given is not None:
+                return frozenset({*range(given, total + 1, given), total})
+            times = math.floor(round(total * config.batch_size / num_examples / epochs, 6))
+            found = {max(1, steps(epochs * (time + 1))) for time in range(times)}
+            return frozenset({step for step in found if step < total} | {total})
+
+        total = max(1, steps(config.epochs, config.steps))
+        warmup = steps(schedule.warmup_epochs, schedule.warmup_steps)
+        if warmup >= total:
+            raise ValueError(
+                f"the warmup ends before the run: it takes {warmup} steps, the run {total}: shorten "
+                "config.schedule.warmup_epochs (or warmup_steps)"
+            )
+        boundaries = schedule.boundaries_steps
+        if boundaries is None:
+            boundaries = tuple(map(steps, schedule.boundaries_epochs))
+        if schedule.decay == "step" and boundaries and boundaries[0] < warmup:
+            raise ValueError(
+                f"the rate falls after the warmup: config.schedule.boundaries have step {boundaries[0]}, the warmup "
+                f"takes {warmup}"
+            )
         return cls(
             num_examples=num_examples,
             batch_size=config.batch_size,
             total_steps=total,
-            warmup_steps=steps(config.schedule.warmup_epochs),
-            peak_rate=config.schedule.base_rate * config.batch_size / config.schedule.base_batch_size,
-            eval_steps=every(config.eval_every_epochs),
-            save_steps=every(config.checkpoint.every_epochs),
+            warmup_steps=warmup,
+            boundaries=boundaries,
+            peak_rate=schedule.base_rate * config.batch_size / schedule.base_batch_size,
+            eval_steps=every(config.eval_every_epochs, config.eval_every_steps),
+            save_steps=every(config.checkpoint.every_epochs, config.checkpoint.every_steps),
         )
 
     def epoch(self, step: int) -> float:

@@ -21,17 +21,31 @@ class TrainState:
       params: nested dict of parameters.
       stats: nested dict of running batch statistics.
       opt_state: of the optimizer.
+      average: the running mean of the parameters, or an empty dict where none is kept.
+      skipped: int32 [], the steps in a row, up to this one, that have changed nothing but `step`.
     """
 
     step: jax.Array
     params: PyTree
     stats: PyTree
     opt_state: PyTree
+    average: PyTree
+    skipped: jax.Array
 
     @classmethod
-    def create(cls, params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation) -> "TrainState":
-        """The state before the first step."""
-        return cls(jnp.zeros((), jnp.int32), params, stats, jax.jit(optimizer.init)(params))
+    def create(
+        cls, params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, *, averages: bool = False
+    ) -> "TrainState":
+        """The state before the first step, with a mean of the parameters if one is to be kept."""
+        # Each leaf is given up in the step by itself: none may be in two places.
+        average = jax.tree.map(jnp.copy, params) if averages else {}
+        none = jnp.zeros((), jnp.int32)
+        return cls(none, params, stats, jax.jit(optimizer.init)(params), average, jnp.copy(none))
+
+    @property
+    def evaluated(self) -> PyTree:
+        """The parameters to evaluate."""
+        return self.average or self.params
 
 
 def fingerprint(state: TrainState) -> str:

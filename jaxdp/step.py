@@ -65,6 +65,9 @@ class Task:
       batch_size: the global batch, without padding.
       padded: whether batches of some device hold padding.
       augmentation: from normalised images to what the model sees.
+      microbatches: equal parts of a device's batch, gone through one after the other.
+      label_smoothing: see `losses.cross_entropy`.
+      average_decay: of the running mean of the parameters; None if none is kept.
     """
 
     network: Network
@@ -73,6 +76,9 @@ class Task:
     batch_size: int
     padded: bool
     augmentation: Augmentation = NO_AUGMENTATION
+    microbatches: int = 1
+    label_smoothing: float = 0.0
+    average_decay: float | None = None
 
     def normalise(self, image_BHWC: jax.Array) -> jax.Array:
         """uint8 pixels to float32 of mean 0 and standard deviation 1."""
@@ -84,7 +90,7 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     """One device's part of what all devices and ranks sum up to the global gradient.
 
     Everything is already divided by the global batch, so that plain sums are means over its real examples. The running
-    batch statistics count by the examples of the device that saw them.
+    batch statistics count by the examples of the device, or the microbatch, that saw them.
 
     Args:
       task: the constants.
@@ -95,6 +101,22 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     Returns:
       {"gradient": like params, "stats": like stats, "metrics": {"loss", "accuracy"}}, all float32.
     """
+    if task.microbatches == 1:
+        return _forward_backward(task, params, stats, batch)
+    parts = jax.tree.map(lambda rows: rows.reshape(task.microbatches, -1, *rows.shape[1:]), batch)
+
+    def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, _forward_backward(task, params, stats, part)), None
+
+    # Zeros that vary over the devices, as what is added to them does.
+    zero = 0 * jnp.sum(batch.mask_B)
+    first = jax.tree.map(lambda rows: rows[0], parts)
+    shapes = jax.eval_shape(functools.partial(_forward_backward, task), params, stats, first)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) + zero.astype(leaf.dtype), shapes)
+    return jax.lax.scan(add, nothing, parts)[0]
+
+
+def _forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
     num_real = jnp.sum(batch.mask_B.astype(jnp.float32))
     # A device without a real example takes its padding for the statistics (then of weight 0): theirs would be 0 / 0.
     seen_B = batch.mask_B | (num_real == 0) if task.padded else None
@@ -103,7 +125,10 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
 
     def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         heads, new_stats = task.network.heads(params, stats, view_BHWC, train=True, mask_B=seen_B, key_B=key_B)
-        loss_B = sum(weight * cross_entropy(logits_BK, batch.label_B) for logits_BK, weight in heads)
+        loss_B = sum(
+            weight * cross_entropy(logits_BK, batch.label_B, smoothing=task.label_smoothing)
+            for logits_BK, weight in heads
+        )
         return jnp.sum(jnp.where(batch.mask_B, loss_B, 0.0)) / task.batch_size, (heads[0][0], new_stats)
 
     (loss, (logits_BK, new_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -134,25 +159,44 @@ def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -
       image_shape: (H, W, C), as images are held.
     """
     batch = Batch(jax.ShapeDtypeStruct((1, *image_shape), "uint8"), jax.ShapeDtypeStruct((1, 4), "int32"))
-    return readiness(functools.partial(forward_backward, task), state.params, state.stats, batch)
+    return readiness(functools.partial(_forward_backward, task), state.params, state.stats, batch)
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, reduced: PyTree
+    task: Task, optimizer: optax.GradientTransformation, state: TrainState, reduced: PyTree
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step.
+    """The state after a step; where what all ranks have summed up is not finite, that before it.
 
     Args:
+      task: the constants.
       optimizer: an optax chain.
       state: before the step.
       reduced: the sum of `forward_backward` over all devices and ranks.
 
     Returns:
-      The new state, and the metrics of the global batch.
+      The new state, and the metrics of the global batch; among them "skipped", as in the state, and "culprit", the
+      number of the first leaf of {"gradient", "stats"} that is not finite, -1 if all are.
     """
     updates, opt_state = optimizer.update(reduced["gradient"], state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, reduced["stats"], opt_state), reduced["metrics"]
+    average = state.average
+    if task.average_decay is not None:
+        # The first means are of few parameters: they would remember the very first ones for long.
+        decay = jnp.minimum(task.average_decay, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(lambda mean, now: decay * mean + (1 - decay) * now, average, params)
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for _, leaf in checked_leaves(reduced)])
+    is_good = jnp.all(finite)
+    step, skipped = state.step + 1, state.skipped + 1
+    new = TrainState(step, params, reduced["stats"], opt_state, average, jnp.zeros_like(skipped))
+    old = TrainState(step, state.params, state.stats, state.opt_state, state.average, skipped)
+    after = jax.tree.map(lambda good, bad: jnp.where(is_good, good, bad), new, old)
+    culprit = jnp.where(is_good, -1, jnp.argmin(finite))
+    return after, reduced["metrics"] | {"skipped": after.skipped, "culprit": culprit}
+
+
+def checked_leaves(reduced: PyTree) -> list[tuple[Any, Any]]:
+    """Paths and leaves of what has to be finite for a step to count."""
+    return jax.tree_util.tree_leaves_with_path({name: reduced[name] for name in ("gradient", "stats")})
 
 
 def evaluate_batch(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:

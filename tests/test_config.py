@@ -37,10 +37,22 @@ def test_a_config_comes_back_as_it_went_in():
         ({"epochs": float("nan")}, r"config\.epochs must be a number above 0, not nan"),
         ({"seed": -1}, r"config\.seed must be a number of 0 or more, not -1"),
         ({"optimizer__momentum": 1.0}, r"config\.optimizer\.momentum must be in 0\.\.1, without 1, not 1\.0"),
-        ({"optimizer__name": "adam"}, r"config\.optimizer\.name is 'adam', known are lars, sgd"),
+        ({"optimizer__name": "adam"}, r"config\.optimizer\.name is 'adam', known are adamw, lars, sgd"),
+        ({"optimizer__beta2": 1.0}, r"config\.optimizer\.beta2 must be in 0\.\.1, without 1, not 1\.0"),
+        ({"optimizer__clip_norm": 0.0}, r"config\.optimizer\.clip_norm must be a number above 0, not 0"),
+        ({"label_smoothing": 1.0}, r"config\.label_smoothing must be in 0\.\.1, without 1, not 1\.0"),
+        ({"schedule__boundaries_epochs": (3.0, 2.0)}, r"boundaries_epochs are numbers above 0, the smaller ones first"),
+        ({"schedule__boundaries_steps": (0,)}, r"boundaries_steps are numbers above 0, the smaller ones first"),
+        (
+            {"model__name": "renset"},
+            r"config\.model\.name is 'renset', known are .*; a model of your own is",
+        ),
+        (
+            {"data__storage": "encoded", "data__shuffle": "partition", "data__partitions": 2},
+            r"'partition' needs config\.data\.storage 'pixels'",
+        ),
         ({"optimizer__name": "lars"}, r"LARS has no Nesterov form: set config\.optimizer\.nesterov to False"),
-        ({"schedule__decay": "step"}, r"config\.schedule\.decay is 'step', known are cosine, polynomial"),
-        ({"schedule__warmup_epochs": 30.0}, r"warmup_epochs is 30, config\.epochs is 30"),
+        ({"schedule__decay": "stairs"}, r"config\.schedule\.decay is 'stairs', known are constant, cosine, polynomial"),
         ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine is 'nccl', known are native, mpi4jax, xla"),
         ({"allreduce__algorithm": "rings"}, r"config\.allreduce\.algorithm is 'rings', known are multicolor"),
         ({"allreduce__wire": "int8"}, r"config\.allreduce\.wire is 'int8', known are float32, bfloat16, float16"),
@@ -112,6 +124,35 @@ def test_the_last_batch_reaches_the_end_of_the_last_epoch(epochs, batch_size, nu
 def test_evaluations_and_saves_come_as_often_as_asked():
     plan = Plan.of(Config.from_dict(settings(eval_every_epochs=10, checkpoint__every_epochs=15.0)), 640)
     assert (sorted(plan.eval_steps), sorted(plan.save_steps)) == ([100, 200, 300], [150, 300])
+
+
+def test_durations_in_steps_count_in_place_of_those_in_epochs():
+    config = settings(steps=25, eval_every_steps=10, checkpoint__every_steps=20, schedule__warmup_steps=5)
+    plan = Plan.of(Config.from_dict(config), 640)
+    assert (plan.total_steps, plan.warmup_steps) == (25, 5)
+    assert (sorted(plan.eval_steps), sorted(plan.save_steps)) == ([10, 20, 25], [20, 25])
+    plan = Plan.of(Config.from_dict(settings(steps=25)), 64)
+    assert sorted(plan.eval_steps) == [5, 10, 15, 20, 25]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"schedule__warmup_epochs": 30.0},
+            r"it takes 300 steps, the run 300: shorten config\.schedule\.",
+        ),
+        ({"steps": 20}, r"it takes 20 steps, the run 20"),
+        (
+            {"schedule__decay": "step", "schedule__boundaries_epochs": (1.0, 5.0)},
+            r"the rate falls after the warmup: config\.schedule\.boundaries have step 10, the warmup takes 20",
+        ),
+    ],
+)
+def test_a_schedule_that_the_run_has_no_room_for_is_refused(changes, message):
+    config = Config.from_dict(settings(**changes))
+    with pytest.raises(ValueError, match=message):
+        Plan.of(config, 640)
 
 
 def test_the_rate_is_scaled_in_proportion_to_the_batch():

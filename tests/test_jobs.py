@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import time
 
@@ -11,6 +12,12 @@ import pytest
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 LARS = ("--config.optimizer.name=lars", "--config.optimizer.nesterov=False")
 PARTITIONS = ("--config.data.shuffle=partition", "--config.data.partitions=3")
+RECIPE = (
+    "--config.microbatches=2",
+    "--config.average_decay=0.9",
+    "--config.label_smoothing=0.1",
+    "--config.optimizer.clip_norm=1.0",
+)
 RESNET = "--config=tests/configs/resnet.py"
 
 
@@ -106,10 +113,10 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
         (3, 1, SHORT),
         (2, 2, SHORT),
         (2, 1, (*SHORT, *PARTITIONS)),
-        (3, 1, (*SHORT, RESNET)),
+        (3, 1, (*SHORT, RESNET, *RECIPE)),
         (4, 1, (*SHORT, *LARS)),
     ],
-    ids=["without mpirun", "3", "2x2 devices", "partitions on 2", "resnet on 3", "lars on 4"],
+    ids=["without mpirun", "3", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 4"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
     name = request.node.callspec.id.replace(" ", "-")
@@ -237,6 +244,26 @@ def test_a_file_that_cannot_be_decoded_ends_the_job_with_one_message(jobs):
         "no image that can be decoded: OSError: broken data stream: prepare the data set anew (rank 1 of" in ended.err
     )
     assert "Traceback" not in ended.err
+
+
+def test_a_run_that_diverges_is_ended_with_the_first_bad_array(jobs):
+    workdir = jobs.folder / "diverges"
+    ended = jobs.run(
+        2,
+        *("-m", "jaxdp.train", "--config.schedule.base_rate=1e38", "--config.schedule.warmup_epochs=0.0"),
+        *("--config.stop_after_skipped_steps=4", "--config.log_every_steps=1", f"--workdir={workdir}"),
+    )
+    assert ended.code == 2
+    assert ended.err.count("jaxdp: error: 4 steps in a row, up to step ") == 1
+    assert re.search(
+        r"had values that are not finite, first in gradient\.\w+\.(bias|kernel): lower the rate", ended.err
+    )
+    assert "Traceback" not in ended.err
+    assert "NaN" not in ended.err
+    lines = jobs.metrics("diverges")
+    assert lines[0]["skipped"] == 0
+    assert lines[-1]["skipped"] == 1
+    assert "loss" not in lines[-1]
 
 
 def test_a_mistake_leaves_no_workdir_behind(jobs):

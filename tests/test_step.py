@@ -1,13 +1,16 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxdp.losses import cross_entropy, hits
 from jaxdp.models.network import Network
-from jaxdp.step import Batch, Task, evaluate_batch, forward_backward
+from jaxdp.state import TrainState
+from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
 
 
 def task(padded, batch_size):
@@ -74,3 +77,68 @@ def test_losses_and_hits():
     np.testing.assert_allclose(cross_entropy(logits, labels), expected, rtol=1e-6)
     assert hits(logits, labels).tolist() == [1.0, 0.0]
     assert cross_entropy(logits.astype(jnp.bfloat16), labels).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("size", "real"), [(6, 6), (6, 5), (6, 2)])
+def test_microbatches_add_up_to_the_batch(size, real):
+    constants, params, stats = task(size != real, real)
+    examples = batch(size, real)
+    whole = forward(constants)(params, stats, examples)
+    for parts in (2, 3):
+        found = forward(dataclasses.replace(constants, microbatches=parts))(params, stats, examples)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, whole)
+
+
+def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
+    logits = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    labels = np.array([4, 0, 2])
+    target = 0.9 * np.eye(5)[labels] + 0.1 / 5
+    expected = -np.sum(target * np.asarray(jax.nn.log_softmax(logits)), axis=-1)
+    np.testing.assert_allclose(cross_entropy(logits, labels, smoothing=0.1), expected, rtol=1e-5)
+
+
+def state_and_sums(decay):
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
+    optimizer = optax.sgd(1.0, momentum=0.5)
+    state = TrainState.create(params, {"mean": jnp.zeros(1)}, optimizer, averages=decay is not None)
+    constants = dataclasses.replace(task(False, 1)[0], average_decay=decay)
+    good = {
+        "gradient": {"a": jnp.array([0.1, 0.2]), "b": jnp.array([0.3])},
+        "stats": {"mean": jnp.ones(1)},
+        "metrics": {"loss": jnp.float32(1), "accuracy": jnp.float32(0)},
+    }
+    return jax.jit(functools.partial(apply_gradients, constants, optimizer)), state, good
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "culprit"), [("gradient", "b", 1), ("gradient", "a", 0), ("stats", "mean", 2)]
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_and_says_where(where, name, culprit, value):
+    step, state, good = state_and_sums(0.9)
+    bad = good | {where: good[where] | {name: good[where][name].at[-1].set(value)}}
+    state, values = step(state, good)
+    assert (int(values["skipped"]), int(values["culprit"])) == (0, -1)
+    after = state
+    for skipped in (1, 2):
+        after, values = step(after, bad)
+        assert (int(values["skipped"]), int(values["culprit"])) == (skipped, culprit)
+    assert int(after.step) == 3
+    for part in ("params", "stats", "opt_state", "average"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))
+    after, values = step(after, good)
+    assert int(values["skipped"]) == int(after.skipped) == 0
+    assert after.params["a"][0] != state.params["a"][0]
+
+
+def test_the_mean_of_the_parameters_is_evaluated_and_soon_forgets_the_first_ones():
+    step, state, good = state_and_sums(0.25)
+    mean = np.array(state.params["a"])
+    for count in range(6):
+        state, _ = step(state, good)
+        decay = min(0.25, (1 + count) / (10 + count))
+        mean = decay * mean + (1 - decay) * np.array(state.params["a"])
+        np.testing.assert_allclose(state.evaluated["a"], mean, rtol=1e-6)
+    plain = state_and_sums(None)[1]
+    assert plain.average == {}
+    assert plain.evaluated is plain.params

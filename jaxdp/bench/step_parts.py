@@ -88,7 +88,19 @@ def make_parts(setting: Setting, world: World) -> Parts:
         setting.model, MODELS[setting.model], image_shape=shape, num_classes=NUM_CLASSES, seed=0
     )
     task = Task(network, (0.5,), (0.25,), setting.batch * world.size, padded=False)
-    optimizer = make_optimizer(OptimizerConfig("sgd", 0.9, False, 1e-4, 0.0), optax.constant_schedule(_RATE), params)
+    rule = OptimizerConfig(
+        name="sgd",
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=1e-4,
+        trust_coefficient=0.0,
+        beta1=0.0,
+        beta2=0.0,
+        epsilon=0.0,
+        vectors_too=False,
+        clip_norm=None,
+    )
+    optimizer = make_optimizer(rule, optax.constant_schedule(_RATE), params)
     first_state = TrainState.create(params, stats, optimizer)
     layout = Buckets.plan(
         reduced_shapes(first_state), bucket_bytes=setting.bucket, order=reduced_order(task, first_state, shape)
@@ -126,7 +138,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
         buckets = layout.pack(forward_backward(task, state.params, state.stats, batch))
         if device.platform == "cpu":
             buckets = run_native.allreduce_all(buckets, stamps)
-        return apply_gradients(optimizer, state, layout.unpack(buckets))
+        return apply_gradients(task, optimizer, state, layout.unpack(buckets))
 
     update = jax.jit(compute, donate_argnums=0)
     plain = _plain_step(task, optimizer)

@@ -93,21 +93,23 @@ class Deal:
       batch_size: the global batch.
       num_ranks: of the world.
       devices_per_rank: the same number on all ranks.
+      parts: of equal size that a device goes through one after the other.
     """
 
     batch_size: int
     num_ranks: int
     devices_per_rank: int
+    parts: int = 1
 
     @property
     def padded(self) -> bool:
-        """Whether some device gets fewer examples than others."""
-        return self.batch_size % (self.num_ranks * self.devices_per_rank) != 0
+        """Whether some part of some device gets fewer examples than others."""
+        return self.batch_size % (self.num_ranks * self.devices_per_rank * self.parts) != 0
 
     @property
     def per_device(self) -> int:
         """Rows on each device, padding included."""
-        return -(-self.batch_size // (self.num_ranks * self.devices_per_rank))
+        return -(-self.batch_size // (self.num_ranks * self.devices_per_rank * self.parts)) * self.parts
 
     @property
     def rank_bounds(self) -> np.ndarray:

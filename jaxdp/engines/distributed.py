@@ -116,7 +116,7 @@ class DistributedEngine:
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             buckets = summed(state.params, state.stats, batch)
-            return apply_gradients(optimizer, state, layout.unpack(buckets))
+            return apply_gradients(task, optimizer, state, layout.unpack(buckets))
 
         return jax.jit(step, donate_argnums=0)
 

@@ -105,7 +105,7 @@ class LocalEngine:
             return layout.pack(forward_backward(task, params, stats, batch))
 
         def update(state: TrainState, buckets: list[jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-            return apply_gradients(optimizer, state, layout.unpack(buckets))
+            return apply_gradients(task, optimizer, state, layout.unpack(buckets))
 
         if self.fused and isinstance(allreduce, NativeAllreduce):
             # With one device there is no sum over devices: XLA would make one of those of all buckets, and none could

@@ -16,7 +16,7 @@ PyTree = Any
 
 
 def kernels(params: PyTree) -> PyTree:
-    """True for the arrays that weight decay and trust scaling apply to, False for biases and normalisation.
+    """True for the arrays that weight decay and trust scaling apply to by default: not biases and normalisation.
 
     Those are the arrays of at most one dimension; decaying or scaling them costs accuracy at large batches.
     """
@@ -29,23 +29,31 @@ def make_optimizer(
     """The optimizer that the config asks for.
 
     "sgd" is v <- m v + g + beta w, w <- w - gamma v: the rate outside the momentum buffer, so that a change of
-    the rate needs no correction (Goyal et al. 2017, section 3). "lars" has it inside, as its paper.
+    the rate needs no correction (Goyal et al. 2017, section 3). "lars" has it inside, as its paper. "adamw" is that of
+    Loshchilov and Hutter (2017, algorithm 2).
 
     Args:
       config: name and settings.
       learning_rate: by step.
       params: of the model, to tell kernels from the rest.
     """
+    chosen = jax.tree.map(lambda _: True, params) if config.vectors_too else kernels(params)
     if config.name == "lars":
-        return lars(
+        rule = lars(
             learning_rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             trust_coefficient=config.trust_coefficient,
-            scaled=kernels(params),
+            scaled=chosen,
         )
-    return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=kernels(params)),
-        optax.trace(decay=config.momentum, nesterov=config.nesterov),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    elif config.name == "adamw":
+        rule = optax.adamw(
+            learning_rate, config.beta1, config.beta2, config.epsilon, weight_decay=config.weight_decay, mask=chosen
+        )
+    else:
+        rule = optax.chain(
+            optax.add_decayed_weights(config.weight_decay, mask=chosen),
+            optax.trace(decay=config.momentum, nesterov=config.nesterov),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    return rule if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)

@@ -15,8 +15,8 @@ def make_schedule(config: ScheduleConfig, plan: Plan) -> optax.Schedule:
     """Linear warmup to the scaled peak rate (Goyal et al. 2017, sections 2.1 and 2.2), then decay to the run's end.
 
     The rate of step s, counted from 0, lies on a straight line from `warmup_init_rate` at 0 to the peak at
-    `warmup_steps`, and from there falls to `end_rate` at `total_steps`: as half a cosine, or as
-    (1 - t)^power with t from 0 to 1 (power 2 in You et al. 2017).
+    `warmup_steps`. From there it falls to `end_rate` at `total_steps`, as half a cosine or as (1 - t)^power with t from
+    0 to 1 (power 2 in You et al. 2017); or by a factor at each boundary (Goyal et al. 2017, section 5.1); or stays.
 
     Args:
       config: the rates as the user gave them.
@@ -25,8 +25,13 @@ def make_schedule(config: ScheduleConfig, plan: Plan) -> optax.Schedule:
     decay_steps = plan.total_steps - plan.warmup_steps
     if config.decay == "cosine":
         decay = optax.cosine_decay_schedule(plan.peak_rate, decay_steps, alpha=config.end_rate / plan.peak_rate)
-    else:
+    elif config.decay == "polynomial":
         decay = optax.polynomial_schedule(plan.peak_rate, config.end_rate, config.power, decay_steps)
+    elif config.decay == "step":
+        falls = {boundary - plan.warmup_steps: config.factor for boundary in plan.boundaries}
+        decay = optax.piecewise_constant_schedule(plan.peak_rate, falls)
+    else:
+        decay = optax.constant_schedule(plan.peak_rate)
     if plan.warmup_steps == 0:
         return decay
     warmup = optax.linear_schedule(config.warmup_init_rate, plan.peak_rate, plan.warmup_steps)

@@ -71,12 +71,14 @@ def train(
 
     Staged: as with an accelerator, buckets pass through the host, each in a program of its own.
     """
-    network, params, stats = Network.create(model, MODELS[model], image_shape=(8, 8, 1), num_classes=10, seed=0)
+    network, params, stats = Network.create(
+        model, MODELS[model] | {"dtype": np.dtype(dtype).name}, image_shape=(8, 8, 1), num_classes=10, seed=0
+    )
     params, stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, stats))
     engine = LocalEngine.create("native" if over else "mpi4jax", device_comm.size, jax.devices()[:devices])
     if staged:
         engine = dataclasses.replace(engine, fused=False)
-    rule = OptimizerConfig(optimizer, 0.9, False, 1e-3, 0.02)
+    rule = OptimizerConfig(optimizer, 0.9, False, 1e-3, 0.02, 0.9, 0.99, 1e-8, False, None)
     chain = make_optimizer(rule, optax.constant_schedule(0.05), params)
     deal = Deal(batch_size, data_comm.size, devices)
     state = engine.replicate(TrainState.create(params, stats, chain))

@@ -1,13 +1,27 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxdp.config import OptimizerConfig
 from jaxdp.optim.factory import kernels, make_optimizer
 
 RATES = [0.5, 0.25, 0.125, 0.1]
-CONFIG = OptimizerConfig(name="lars", momentum=0.9, nesterov=False, weight_decay=0.01, trust_coefficient=0.02)
+CONFIG = OptimizerConfig(
+    name="lars",
+    momentum=0.9,
+    nesterov=False,
+    weight_decay=0.01,
+    trust_coefficient=0.02,
+    beta1=0.8,
+    beta2=0.95,
+    epsilon=1e-3,
+    vectors_too=False,
+    clip_norm=None,
+)
 
 
 def tree(seed):
@@ -16,8 +30,8 @@ def tree(seed):
 
 
 def run(config, params, gradients):
-    """The parameters after each step, in float64 and without any promotion of dtypes."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    """The parameters after each step, in float64 and, but for optax's AdamW, without any promotion of dtypes."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard" if config.name == "adamw" else "strict"):
         optimizer = make_optimizer(config, lambda step: jnp.asarray(RATES, jnp.float64)[step], params)
         params = jax.tree.map(jnp.asarray, params)
         state = optimizer.init(params)
@@ -53,7 +67,7 @@ def test_the_local_rate_is_1_where_a_norm_is_0():
 
 
 def test_sgd_has_the_rate_outside_the_velocity_and_decays_kernels_only():
-    config = OptimizerConfig("sgd", momentum=0.9, nesterov=False, weight_decay=0.01, trust_coefficient=1.0)
+    config = dataclasses.replace(CONFIG, name="sgd")
     params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
     expected = dict(params)
@@ -63,6 +77,45 @@ def test_sgd_has_the_rate_outside_the_velocity_and_decays_kernels_only():
             velocity[name] = 0.9 * velocity[name] + gradient[name] + decay
             expected[name] = w - rate * velocity[name]
             np.testing.assert_allclose(after[name], expected[name], rtol=1e-13)
+
+
+def test_adamw_is_its_papers_algorithm():
+    config = dataclasses.replace(CONFIG, name="adamw")
+    params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
+    first, second = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
+    expected = dict(params)
+    steps = enumerate(zip(RATES, gradients, run(config, params, gradients), strict=True), 1)
+    for count, (rate, gradient, after) in steps:
+        for name, w in expected.items():
+            first[name] = 0.8 * first[name] + 0.2 * gradient[name]
+            second[name] = 0.95 * second[name] + 0.05 * gradient[name] ** 2
+            direction = first[name] / (1 - 0.8**count) / (np.sqrt(second[name] / (1 - 0.95**count)) + 1e-3)
+            expected[name] = w - rate * (direction + (0.01 * w if name == "kernel" else 0.0))
+            np.testing.assert_allclose(after[name], expected[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_vectors_are_decayed_and_scaled_too_if_asked(name):
+    params, gradient = tree(0), jax.tree.map(np.zeros_like, tree(0))
+    (after,) = run(dataclasses.replace(CONFIG, name=name), params, [gradient])
+    (asked,) = run(dataclasses.replace(CONFIG, name=name, vectors_too=True), params, [gradient])
+    np.testing.assert_array_equal(after["bias"], params["bias"])
+    np.testing.assert_array_equal(asked["kernel"], after["kernel"])
+    np.testing.assert_allclose(asked["bias"], params["bias"] * (1 - 0.5 * 0.01), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_long_gradients_are_clipped_to_the_norm_over_all_parameters(name):
+    params, gradient = tree(0), tree(1)
+    norm = np.sqrt(sum(np.sum(leaf**2) for leaf in gradient.values()))
+    plain, clipped = (dataclasses.replace(CONFIG, name=name, clip_norm=limit) for limit in (None, norm / 4))
+    quarter = jax.tree.map(lambda leaf: leaf / 4, gradient)
+    for given, expected in [(gradient, quarter), (quarter, quarter)]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9),
+            next(run(clipped, params, [given])),
+            next(run(plain, params, [expected])),
+        )
 
 
 def test_biases_and_normalisation_are_no_kernels():

@@ -39,5 +39,22 @@ def test_polynomial(power):
     np.testing.assert_allclose([rate(40), rate(60), rate(100)], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("boundaries", [{"boundaries_epochs": (3.0, 6.0)}, {"boundaries_steps": (30, 60)}])
+def test_the_rate_falls_at_each_boundary(boundaries):
+    rate = rate_of(decay="step", factor=0.1, **boundaries)
+    found = [float(rate(step)) for step in (19, 20, 29, 30, 59, 60, 99)]
+    np.testing.assert_allclose(found, [0.385, 0.4, 0.4, 0.04, 0.04, 0.004, 0.004], rtol=1e-6)
+
+
+def test_a_constant_rate_stays():
+    rate = rate_of(decay="constant")
+    np.testing.assert_allclose([rate(10), rate(20), rate(99)], [0.25, 0.4, 0.4], rtol=1e-6)
+
+
+def test_a_warmup_in_steps_counts_in_place_of_the_one_in_epochs():
+    rate = rate_of(warmup_steps=10)
+    np.testing.assert_allclose([rate(5), rate(10)], [0.25, 0.4], rtol=1e-6)
+
+
 def test_without_warmup_the_first_rate_is_the_peak():
     assert float(rate_of(warmup_epochs=0.0)(0)) == pytest.approx(0.4)
