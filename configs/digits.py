@@ -91,4 +91,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint.every_epochs = 5.0
     config.checkpoint.every_steps = config_dict.placeholder(int)
     config.checkpoint.keep = 3
+
+    config.cluster = ml_collections.ConfigDict()
+    config.cluster.nodes = 1
+    config.cluster.ranks_per_node = 2
+    config.cluster.devices_per_rank = 1
+    config.cluster.link_gbit = 100.0
+    config.cluster.latency_us = 2.0
+    config.cluster.images_per_second = 10_000.0
     return config

@@ -26,15 +26,17 @@ class Arguments:
       workdir: of the run.
       config: None for commands that take it from the workdir.
       stop_at_step: None to go on to the end.
+      explain: say what the config would do, in place of doing it.
     """
 
     workdir: pathlib.Path
     config: Config | None = None
     stop_at_step: int | None = None
+    explain: bool = False
 
 
 def parse_train(argv: list[str]) -> Arguments:
-    """--config, --config.SETTING, --workdir and --stop_at_step.
+    """--config, --config.SETTING, --workdir, --stop_at_step and --explain.
 
     Raises:
       ValueError: a flag or a setting that is not there or has a wrong value.
@@ -49,13 +51,14 @@ def parse_train(argv: list[str]) -> Arguments:
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_integer("stop_at_step", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("explain", False, "", flag_values=values)
     _parse(values, argv, path)
     try:
         config = Config.from_dict(values.config.to_dict())
     except AttributeError:
         raise ValueError(f"the config {path} must return an ml_collections.ConfigDict from get_config()") from None
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs", pathlib.Path(path).stem))
-    return Arguments(workdir, config, values.stop_at_step)
+    return Arguments(workdir, config, values.stop_at_step, values.explain)
 
 
 def parse_evaluate(argv: list[str]) -> Arguments:

@@ -23,6 +23,7 @@ ENGINES = ("native", "mpi4jax", "xla")
 MAY_CHANGE = (
     "allreduce",
     "checkpoint",
+    "cluster",
     "data.dir",
     "data.exchange_steps",
     "data.groups",
@@ -188,6 +189,25 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """What the run is made for; for --explain alone, a job runs on whatever it is started on.
+
+    Attributes:
+      nodes, ranks_per_node, devices_per_rank: how many.
+      link_gbit: Gbit/s of a rank's link in each direction.
+      latency_us: microseconds that a message costs.
+      images_per_second: of a rank that trains by itself.
+    """
+
+    nodes: int
+    ranks_per_node: int
+    devices_per_rank: int
+    link_gbit: float
+    latency_us: float
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run.
 
@@ -223,6 +243,7 @@ class Config:
     schedule: ScheduleConfig
     allreduce: AllreduceConfig
     checkpoint: CheckpointConfig
+    cluster: ClusterConfig
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
@@ -307,6 +328,7 @@ def _check(config: Config) -> None:
         "checkpoint.every_epochs",
         "checkpoint.every_steps",
         "checkpoint.keep",
+        *(f"cluster.{field.name}" for field in dataclasses.fields(ClusterConfig)),
     ]:
         if flat[name] is not None and not 0 < flat[name] < math.inf:
             raise ValueError(f"config.{name} must be a number above 0, not {flat[name]}")

@@ -6,6 +6,7 @@
 --config.SETTING=VALUE  another value of one of its settings, as --config.optimizer.momentum=0.8
 --workdir=FOLDER        checkpoints and metrics; a run that is there goes on (default: runs/NAME OF THE CONFIG)
 --stop_at_step=N        save and end once N steps are done; started again, the run goes on
+--explain               say what the config would do on its cluster, with neither its data nor the cluster
 """
 
 from jaxdp import cli
@@ -16,6 +17,13 @@ def train(arguments: cli.Arguments, world: World) -> None:
     from jaxdp import loop, workdir
 
     assert arguments.config is not None
+    if arguments.explain:
+        from jaxdp.explain import explain
+
+        with world.together():
+            if world.is_root:
+                print(explain(arguments.config), flush=True)
+        return
     with world.together():
         if world.is_root:
             workdir.check_workdir(arguments.config, arguments.workdir)

@@ -1,0 +1,350 @@
+"""What a config would do on the cluster that it is made for, without its data and without that cluster.
+
+Parameters and what the optimizer does to each, the rate, arithmetic, memory, and what would cross between nodes; and
+warnings where a recipe is known to lose accuracy, each with its source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdp.collectives.buckets import Buckets
+from jaxdp.collectives.choice import AUTO, MPI, Choice
+from jaxdp.collectives.cost import Link, Network
+from jaxdp.config import Config
+from jaxdp.data.catalog import open_source
+from jaxdp.data.known import KNOWN, Facts
+from jaxdp.data.order import Deal
+from jaxdp.loop import make_augmentation
+from jaxdp.models.network import Network as Model
+from jaxdp.optim.factory import kernels, make_optimizer
+from jaxdp.optim.schedules import make_schedule
+from jaxdp.plan import Plan
+from jaxdp.state import TrainState
+from jaxdp.step import Batch, Task, forward_backward, reduced_order, reduced_shapes
+
+PyTree = Any
+
+# A byte of the payload to add, on a core.
+_SECONDS_A_BYTE_TO_ADD = 1e-10
+_PRICED = ("multicolor", "ring", "halving_doubling")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What follows from a config, all of it abstract."""
+
+    config: Config
+    facts: Facts
+    stored_shape: tuple[int, int, int]
+    plan: Plan
+    deal: Deal
+    model: Model
+    task: Task
+    state: TrainState
+
+
+def explain(config: Config) -> str:
+    """The whole text.
+
+    Raises:
+      ValueError: the config is wrong, or its data set neither there nor known.
+    """
+    parts = _make_parts(config)
+    sections = [
+        ("run", _run(parts)),
+        ("rate", _rate(parts)),
+        ("parameters", _parameters(parts)),
+        ("a step", _step(parts)),
+        ("allreduce", _allreduce(parts)),
+        ("data", _data(parts)),
+        ("warnings", list(warnings(config, batch_a_device=parts.deal.per_device)) or ["none"]),
+    ]
+    return "\n".join(line for title, lines in sections for line in (title, *(f"  {line}" for line in lines)))
+
+
+def _make_parts(config: Config) -> _Parts:
+    facts = _facts(config)
+    height, width = (config.data.stored_size or side for side in facts.image_shape[:2])
+    if height is None or width is None:
+        raise ValueError(f"the images of {config.data.name!r} have many sizes: set config.data.stored_size")
+    stored = (height, width, facts.image_shape[2])
+    cluster = config.cluster
+    plan = Plan.of(config, facts.sizes[config.data.train_split])
+    ranks = cluster.nodes * cluster.ranks_per_node
+    deal = Deal(config.batch_size, ranks, cluster.devices_per_rank, config.microbatches)
+    augmentation = make_augmentation(config)
+    model = Model.abstract(
+        config.model.name,
+        config.model.options,
+        image_shape=augmentation.shape(stored),
+        num_classes=facts.num_classes,
+    )
+    optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, plan), model.param_shapes)
+    averages = config.average_decay is not None
+    state = jax.eval_shape(
+        lambda params, stats: TrainState.create(params, stats, optimizer, averages=averages),
+        model.param_shapes,
+        model.stat_shapes,
+    )
+    task = Task(
+        network=model,
+        mean=config.data.mean,
+        std=config.data.std,
+        batch_size=config.batch_size,
+        padded=deal.padded,
+        augmentation=augmentation,
+        label_smoothing=config.label_smoothing,
+    )
+    return _Parts(config, facts, stored, plan, deal, model, task, state)
+
+
+def _facts(config: Config) -> Facts:
+    data = config.data
+    try:
+        source = open_source(data)
+    except ValueError:
+        if data.name not in KNOWN:
+            raise
+        facts = KNOWN[data.name]
+        if data.train_split not in facts.sizes:
+            raise ValueError(
+                f"config.data.train_split is {data.train_split!r}, {data.name!r} has the splits "
+                f"{', '.join(facts.sizes)}: choose among them"
+            ) from None
+        return facts
+    splits = {"train": data.train_split, "test": data.test_split}
+    return Facts(
+        sizes={splits[split]: size for split, size in source.sizes.items()},
+        image_shape=source.image_shape,
+        num_classes=source.num_classes,
+        file_bytes={splits[split]: size for split, size in source.file_bytes.items()},
+    )
+
+
+def _run(parts: _Parts) -> Iterator[str]:
+    config, deal, plan, cluster = parts.config, parts.deal, parts.plan, parts.config.cluster
+    ranks = deal.num_ranks
+    yield f"nodes {cluster.nodes}, ranks a node {cluster.ranks_per_node}, devices a rank {cluster.devices_per_rank}"
+    yield (
+        f"batch {config.batch_size:,}: {config.batch_size / ranks:g} a rank, {deal.per_device} a device"
+        + (f" in {config.microbatches} microbatches" if config.microbatches > 1 else "")
+        + (", padded" if deal.padded else "")
+    )
+    epochs = plan.total_steps * config.batch_size / plan.num_examples
+    yield f"{plan.total_steps:,} steps: {epochs:.4g} epochs of {plan.num_examples:,} images"
+    yield f"at {cluster.images_per_second:g} images/s a rank, without communication: {_duration(parts)}"
+
+
+def _duration(parts: _Parts) -> str:
+    seconds = parts.plan.total_steps * _step_seconds(parts)
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _step_seconds(parts: _Parts) -> float:
+    """Of computation."""
+    return parts.config.batch_size / parts.deal.num_ranks / parts.config.cluster.images_per_second
+
+
+def _rate(parts: _Parts) -> Iterator[str]:
+    config, plan = parts.config, parts.plan
+    rate = make_schedule(config.schedule, plan)
+    yield (
+        f"peak {plan.peak_rate:.6g} = {config.schedule.base_rate:g} x {config.batch_size} / "
+        f"{config.schedule.base_batch_size}; {config.schedule.decay}"
+    )
+    falls = plan.boundaries if config.schedule.decay == "step" else ()
+    marks = {0: "start", plan.warmup_steps: "end of the warmup" if plan.warmup_steps else "start"}
+    marks |= {step: "boundary" for step in falls if step < plan.total_steps}
+    if config.schedule.decay in ("cosine", "polynomial"):
+        marks[(plan.warmup_steps + plan.total_steps) // 2] = "middle of the decay"
+    marks[plan.total_steps - 1] = "last step"
+    for step, name in sorted(marks.items()):
+        yield f"step {step:>9,}  epoch {plan.epoch(step):7.2f}  {float(rate(step)):<12.6g}{name}"
+
+
+def _parameters(parts: _Parts) -> Iterator[str]:
+    config, params = parts.config.optimizer, parts.model.param_shapes
+    chosen = jax.tree.map(lambda _: True, params) if config.vectors_too else kernels(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    width = max(len(_name(path)) for path, _ in leaves)
+    yield f"{'':{width}}  {'shape':>22}  {'values':>12}  decayed" + ("  trust-scaled" if config.name == "lars" else "")
+    for (path, leaf), is_chosen in zip(leaves, jax.tree.leaves(chosen), strict=True):
+        decayed = "yes" if is_chosen and config.weight_decay > 0 else "no"
+        scaled = ("yes" if is_chosen else "no") if config.name == "lars" else ""
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        yield f"{_name(path):{width}}  {shape:>22}  {leaf.size:>12,}  {decayed:7}  {scaled}".rstrip()
+    yield f"{_count(params):,} parameters, {_count(parts.model.stat_shapes):,} batch statistics"
+
+
+def _step(parts: _Parts) -> Iterator[str]:
+    per_device = parts.deal.per_device // parts.config.microbatches
+    batch = _batch(parts, per_device)
+    params, stats = parts.model.param_shapes, parts.model.stat_shapes
+    one = _batch(parts, 1)
+    step = functools.partial(forward_backward, parts.task)
+    flops = _flops(step, params, stats, one)
+    forward = _flops(functools.partial(_logits, parts), params, stats, one)
+    yield f"{forward / 1e9:.4g} GFLOP an image forward, {flops / 1e9:.4g} forward and backward (2 a multiply-add)"
+    seconds = _step_seconds(parts)
+    yield (
+        f"{seconds * 1e3:.4g} ms of computation at the rate above: "
+        f"{flops * parts.config.batch_size / parts.deal.num_ranks / seconds / 1e12:.4g} TFLOP/s a rank"
+    )
+    # What backward needs of forward, before XLA decides what to keep and what to compute again.
+    saved = jax.eval_shape(lambda *of: jax.vjp(functools.partial(_loss, parts), *of)[1], params, stats, batch)
+    activations = _bytes(saved) - _bytes(params)
+    memory = {
+        "parameters": _bytes(params),
+        "optimizer": _bytes(parts.state.opt_state),
+        "their mean": _bytes(parts.state.average),
+        "gradients": 2 * _bytes(params),
+        "activations": activations,
+        "batches": _bytes(batch) * parts.config.microbatches * (parts.config.data.prefetch + 1),
+    }
+    shown = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if size)
+    yield f"memory of a device, about {_size(sum(memory.values()))}: {shown}"
+
+
+def _flops(function: Callable[..., Any], *arguments: Any) -> float:
+    analysis: Any = jax.jit(function).lower(*arguments).cost_analysis()
+    return analysis["flops"]
+
+
+def _logits(parts: _Parts, params: PyTree, stats: PyTree, batch: Batch) -> jax.Array:
+    view = parts.task.augmentation.test_view(parts.task.normalise(batch.image_BHWC))
+    return parts.model.apply(params, stats, view, train=False)[0]
+
+
+def _loss(parts: _Parts, params: PyTree, stats: PyTree, batch: Batch) -> jax.Array:
+    view = parts.task.augmentation.test_view(parts.task.normalise(batch.image_BHWC))
+    heads, _ = parts.model.heads(params, stats, view, train=True)
+    return jnp.stack([logits_BK.sum() for logits_BK, _ in heads]).sum()
+
+
+def _batch(parts: _Parts, size: int) -> Batch:
+    shape: tuple[int, ...] = parts.stored_shape
+    if parts.config.data.storage == "encoded" and parts.config.data.crop == "resized":
+        shape = parts.task.augmentation.shape(shape)
+    return Batch(jax.ShapeDtypeStruct((size, *shape), "uint8"), jax.ShapeDtypeStruct((size, 4), "int32"))
+
+
+def _allreduce(parts: _Parts) -> Iterator[str]:
+    config, cluster, ranks = parts.config.allreduce, parts.config.cluster, parts.deal.num_ranks
+    order = reduced_order(parts.task, parts.state, parts.stored_shape)
+    layout = Buckets.plan(reduced_shapes(parts.state), bucket_bytes=config.bucket_bytes, order=order)
+    sizes = [bucket.size * bucket.dtype.itemsize for bucket in layout.buckets]
+    yield f"{_size(sum(sizes))} a step in {len(sizes)} buckets, {config.wire} on the wire"
+    if ranks == 1:
+        return
+    link = Link(cluster.latency_us * 1e-6, 8e-9 / cluster.link_gbit, _SECONDS_A_BYTE_TO_ADD)
+    yield f"predicted, a link of {cluster.link_gbit:g} Gbit/s and {cluster.latency_us:g} us to every rank:"
+    names = _PRICED if config.algorithm in (AUTO, MPI) or config.engine == "xla" else (config.algorithm,)
+    for name in dict.fromkeys([*names, "ring"]):
+        asked = dataclasses.replace(config, algorithm=name)
+        choice = Choice.of_config(asked, num_ranks=ranks, ranks_per_node=cluster.ranks_per_node)
+        seconds = sum(choice.predict(ranks, size, Network.flat(link)) for size in sizes)
+        yield f"{choice!s:32}{seconds * 1e3:8.4g} ms, {seconds / _step_seconds(parts):.0%} of the computation"
+
+
+def _data(parts: _Parts) -> Iterator[str]:
+    config, cluster, facts = parts.config.data, parts.config.cluster, parts.facts
+    image_bytes = math.prod(parts.stored_shape)
+    train = facts.sizes[config.train_split]
+    if config.storage == "encoded" and facts.file_bytes is not None:
+        image_bytes = facts.file_bytes[config.train_split] // train
+    nodes = cluster.nodes // config.groups
+    per_node = train * (image_bytes + 4) / nodes
+    held = f"{config.storage}, {'x'.join(map(str, parts.stored_shape))}, {image_bytes:,} bytes an image"
+    yield f"{train:,} images as {held}: {_size(train * image_bytes)} in all"
+    yield f"{_size(per_node)} a node in RAM, one copy for its {cluster.ranks_per_node} ranks"
+    rows = parts.config.batch_size / cluster.nodes * (nodes - 1) / nodes
+    if config.shuffle == "partition" or nodes == 1:
+        yield "no rows cross between nodes from step to step"
+        return
+    crossing = rows * (image_bytes + 12)
+    seconds = _step_seconds(parts)
+    yield (
+        f"{_size(crossing)} come to a node in a step, and as much leaves it: {crossing * 8e-9 / seconds:.4g} Gbit/s "
+        f"hide it behind the computation ({crossing * 8e-9 / seconds / cluster.link_gbit:.1%} of "
+        f"{cluster.link_gbit:g} Gbit/s)"
+    )
+
+
+def warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
+    """Where a recipe is known to lose accuracy, each with its source.
+
+    Args:
+      config: of the recipe.
+      batch_a_device: examples that a device sees in a step.
+    """
+    schedule, optimizer = config.schedule, config.optimizer
+    ratio = config.batch_size / schedule.base_batch_size
+    has_warmup = schedule.warmup_steps if schedule.warmup_steps is not None else schedule.warmup_epochs
+    if ratio >= 8 and not has_warmup:
+        yield (
+            f"no warmup at {ratio:g} times the base batch: ResNet-50 at 8,192 lost 1.2 points of top-1 so (Goyal et "
+            "al. 2017, table 1): set config.schedule.warmup_epochs to 5"
+        )
+    if config.batch_size > 8192 and optimizer.name == "sgd":
+        yield (
+            f"batch {config.batch_size:,} with SGD: ResNet-50 lost accuracy beyond 8,192 (Goyal et al. 2017, figure "
+            "1): config.optimizer.name 'lars' has been taken to 32,768 (You et al. 2017)"
+        )
+    if config.batch_size > 32_768:
+        yield f"batch {config.batch_size:,}: LARS itself lost accuracy beyond 32,768 on ImageNet (You et al. 2017)"
+    if optimizer.vectors_too and optimizer.name == "lars":
+        yield (
+            "LARS scales and decays biases and normalisation too: their norms are small, and so would be their rates; "
+            "recipes that reached 32,768 leave them out (Goyal et al. 2017, section 5.1, for the decay): set "
+            "config.optimizer.vectors_too to False"
+        )
+    elif optimizer.vectors_too and optimizer.weight_decay > 0:
+        yield (
+            "biases and normalisation are decayed: large batches do without (Goyal et al. 2017, section 5.1): set "
+            "config.optimizer.vectors_too to False"
+        )
+    if config.model.name.startswith("resnet"):
+        part = batch_a_device // config.microbatches
+        if part < 16:
+            yield (
+                f"batch statistics are of {part} images, as they are a device's own: below 16 the error of ResNet-50 "
+                "rises (Wu and He 2018, figure 1): give each device more"
+            )
+        if ratio >= 8 and not config.model.options.get("zero_gamma", True):
+            yield (
+                "the last normalisation of each block starts at 1: at 0 large batches start more smoothly (Goyal et "
+                "al. 2017, section 5.1): set config.model.zero_gamma to True"
+            )
+    if schedule.decay == "constant":
+        yield "the rate never falls: every recipe of the papers lets it"
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _count(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(leaf.size * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _size(num_bytes: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.4g} {unit}"
+    return f"{num_bytes:.0f} bytes"
