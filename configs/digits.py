@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.crop_area = (0.08, 1.0)
     config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.flip = False
+    config.data.augment = config_dict.placeholder(str)
     config.data.shuffle = "global"
     config.data.partitions = config_dict.placeholder(int)
     config.data.exchange_every = 1

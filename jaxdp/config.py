@@ -40,8 +40,8 @@ class DataConfig:
     """The data set and its way to the devices.
 
     Attributes:
-      name: of a TFDS image classification set prepared as array_record; "digits"; or
-        "synthetic:TRAIN:TEST:SIZE:CLASSES" for noise.
+      name: of a TFDS image classification set prepared as array_record; "digits"; "synthetic:TRAIN:TEST:SIZE:CLASSES"
+        for noise; or `package.module:function` of one of your own, see `source.of_examples`.
       dir: the folder with the prepared sets; None for TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets).
       train_split, test_split: names of the splits to train on and to evaluate on.
       mean, std: of the pixels in 0..1, one value or one a channel; images are normalised with them.
@@ -49,7 +49,8 @@ class DataConfig:
         crops are cut on the host out of images as they are in the set.
       stored_size: height and width of images in memory, or decoded: the shorter side is resized, the middle cut out;
         None for images as they are in the set, which must all have one size.
-      image_size, crop, crop_padding, crop_area, crop_ratio, flip: what the model sees of them, see `Augmentation`.
+      image_size, crop, crop_padding, crop_area, crop_ratio, flip, augment: what the model sees of them, see
+        `Augmentation`.
       shuffle: "global", a permutation of all examples every epoch, or "partition", see `Partitions`.
       partitions: their number ("partition" only).
       exchange_every: epochs from one exchange of the partitions to the next.
@@ -72,6 +73,7 @@ class DataConfig:
     crop_area: tuple[float, ...]
     crop_ratio: tuple[float, ...]
     flip: bool
+    augment: str | None
     shuffle: str
     partitions: int | None
     exchange_every: int

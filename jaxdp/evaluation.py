@@ -28,7 +28,7 @@ class Evaluation:
         self._step = engine.evaluate_step(task)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """{"test_loss", "test_accuracy"}; all ranks call it together."""
+        """{"test_loss", "test_accuracy", "test_top5_accuracy"}; all ranks call it together."""
         split, size = self._split, self._batch_size
         sums = [
             self._step(
@@ -36,10 +36,11 @@ class Evaluation:
             )
             for start in range(split.mine.start, split.mine.stop, size)
         ]
-        mine = [sum(float(batch[name]) for batch in sums) for name in ("loss", "hits")]
+        names = {"test_loss": "loss", "test_accuracy": "hits", "test_top5_accuracy": "top5_hits"}
+        mine = [sum(float(batch[name]) for batch in sums) for name in names.values()]
         # In float64 and in the order of the ranks, so that all have the same value.
-        loss, hits = (sum(values) for values in zip(*self._world.allgather(mine), strict=True))
-        return {"test_loss": loss / split.num_examples, "test_accuracy": hits / split.num_examples}
+        totals = (sum(values) for values in zip(*self._world.allgather(mine), strict=True))
+        return {name: total / split.num_examples for name, total in zip(names, totals, strict=True)}
 
 
 def _host_batch(split: Split, start: int, stop: int, size: int) -> Batch:

@@ -126,7 +126,7 @@ def _facts(config: Config) -> Facts:
         sizes={splits[split]: size for split, size in source.sizes.items()},
         image_shape=source.image_shape,
         num_classes=source.num_classes,
-        file_bytes={splits[split]: size for split, size in source.file_bytes.items()},
+        file_bytes={splits[split]: size for split, size in (source.file_bytes or {}).items()},
     )
 
 
@@ -262,7 +262,7 @@ def _data(parts: _Parts) -> Iterator[str]:
     config, cluster, facts = parts.config.data, parts.config.cluster, parts.facts
     image_bytes = math.prod(parts.stored_shape)
     train = facts.sizes[config.train_split]
-    if config.storage == "encoded" and facts.file_bytes is not None:
+    if config.storage == "encoded" and facts.file_bytes:
         image_bytes = facts.file_bytes[config.train_split] // train
     nodes = cluster.nodes // config.groups
     per_node = train * (image_bytes + 4) / nodes

@@ -29,6 +29,7 @@ from jaxdp.engines import Engine, make_engine
 from jaxdp.evaluation import Evaluation
 from jaxdp.metrics import read_metrics
 from jaxdp.models.network import Network
+from jaxdp.named import find
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
@@ -261,7 +262,14 @@ def make_augmentation(config: Config) -> Augmentation:
     # Files are cropped as they are decoded.
     crop = "none" if data.storage == "encoded" and data.crop == "resized" else data.crop
     return Augmentation(
-        config.seed, data.image_size, crop, data.crop_padding, data.crop_area, data.crop_ratio, data.flip
+        seed=config.seed,
+        image_size=data.image_size,
+        crop=crop,
+        padding=data.crop_padding,
+        area=data.crop_area,
+        ratio=data.crop_ratio,
+        flip=data.flip,
+        own=find("config.data.augment", data.augment) if data.augment is not None else None,
     )
 
 

@@ -27,3 +27,10 @@ def cross_entropy(logits_BK: jax.Array, label_B: jax.Array, *, smoothing: float 
 def hits(logits_BK: jax.Array, label_B: jax.Array) -> jax.Array:
     """1 where the largest logit is the label's, 0 elsewhere: float32 [B]."""
     return (jnp.argmax(logits_BK, axis=-1) == label_B).astype(jnp.float32)
+
+
+def top5_hits(logits_BK: jax.Array, label_B: jax.Array) -> jax.Array:
+    """1 where fewer than 5 logits are larger than the label's, 0 elsewhere, as where that is no number: float32 [B]."""
+    of_label_B1 = jnp.take_along_axis(logits_BK, label_B[:, None], axis=-1)
+    larger_B = jnp.sum(~(logits_BK <= of_label_B1), axis=-1)
+    return (larger_B < 5).astype(jnp.float32)

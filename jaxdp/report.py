@@ -119,5 +119,5 @@ def evaluation_line(step: int, plan: Plan, results: dict[str, float]) -> str:
     """The results of an evaluation, for a person."""
     return (
         f"step {step}  epoch {plan.epoch(step):.2f}  test loss {results['test_loss']:.4f}  "
-        f"test accuracy {results['test_accuracy']:.4f}"
+        f"test accuracy {results['test_accuracy']:.4f}, top 5 {results['test_top5_accuracy']:.4f}"
     )

@@ -13,7 +13,7 @@ import optax
 
 from jaxdp.collectives.buckets import readiness
 from jaxdp.data.augment import NO_AUGMENTATION, Augmentation
-from jaxdp.losses import cross_entropy, hits
+from jaxdp.losses import cross_entropy, hits, top5_hits
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
 
@@ -200,10 +200,11 @@ def checked_leaves(reduced: PyTree) -> list[tuple[Any, Any]]:
 
 
 def evaluate_batch(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:
-    """Sums over the real examples of a batch: {"loss", "hits"}, float32 []."""
+    """Sums over the real examples of a batch: {"loss", "hits", "top5_hits"}, float32 []."""
     view_BHWC = task.augmentation.test_view(task.normalise(batch.image_BHWC))
     logits_BK, _ = task.network.apply(params, stats, view_BHWC, train=False)
     return {
         "hits": jnp.sum(jnp.where(batch.mask_B, hits(logits_BK, batch.label_B), 0.0)),
+        "top5_hits": jnp.sum(jnp.where(batch.mask_B, top5_hits(logits_BK, batch.label_B), 0.0)),
         "loss": jnp.sum(jnp.where(batch.mask_B, cross_entropy(logits_BK, batch.label_B), 0.0)),
     }

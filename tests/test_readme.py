@@ -83,3 +83,28 @@ def test_the_drawing_is_of_the_trees_that_the_code_lays():
     first = {(0, 0, 1), (0, 0, 2), (0, 1, 3), (0, 1, 4), (0, 2, 5)}
     second = {(1, 3, 4), (1, 3, 5), (1, 4, 0), (1, 4, 1), (1, 5, 2)}
     assert up == first | second
+
+
+def test_a_model_data_and_augmentation_of_ones_own_train(jobs, tmp_path, monkeypatch):
+    code = [block for block in blocks("python") if "class Linear" in block or "class Stripes" in block]
+    (tmp_path / "mine.py").write_text("\n".join(code))
+    (tmp_path / "config.py").write_text(CONFIG_OF_ONES_OWN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    jobs.train(2, "own", f"--config={tmp_path / 'config.py'}")
+    summary = jobs.metrics("own")[-1]
+    assert summary["test_accuracy"] > 0.95
+    assert summary["test_top5_accuracy"] == 1.0
+
+
+CONFIG_OF_ONES_OWN = """
+from configs.digits import get_config as digits
+
+
+def get_config():
+    config = digits()
+    config.epochs = 10.0
+    config.data.name = "mine:stripes"
+    config.data.augment = "mine:fade"
+    config.model = {"name": "mine:Linear", "bias": True}
+    return config
+"""

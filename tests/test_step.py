@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp.losses import cross_entropy, hits
+from jaxdp.losses import cross_entropy, hits, top5_hits
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
@@ -142,3 +142,8 @@ def test_the_mean_of_the_parameters_is_evaluated_and_soon_forgets_the_first_ones
     plain = state_and_sums(None)[1]
     assert plain.average == {}
     assert plain.evaluated is plain.params
+
+
+def test_a_label_among_the_five_largest_is_a_hit():
+    logits = jnp.array([[9.0, 8, 7, 6, 5, 4, 3]] * 3 + [[np.nan] * 7])
+    assert top5_hits(logits, jnp.array([0, 4, 5, 0])).tolist() == [1, 1, 0, 0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 # Crops that are drawn until one lies inside the image.
 _TRIES = 10
 # Beyond the two keys that crop and flip split off.
-_OF_MODEL = 2
+_OF_MODEL, _OWN = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Augmentation:
       padding: the margin of "padded", in pixels.
       area, ratio: of "resized", from where to where its part of the image's area goes, and its width over its height.
       flip: mirror half of the images in training.
+      own: what is done to each image after that, in training: a function of a normalised image, float32 [H, W, C], and
+        a random key, which gives one like it; traced by JAX.
     """
 
     seed: int
@@ -41,6 +44,7 @@ class Augmentation:
     area: tuple[float, ...]
     ratio: tuple[float, ...]
     flip: bool
+    own: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """(H, W, C) of what the model sees of images held in a shape."""
@@ -60,7 +64,7 @@ class Augmentation:
           id_B: int32, which examples they are.
           epoch_B: int32, in which epoch each one is seen.
         """
-        if self.crop == "none" and not self.flip:
+        if self.crop == "none" and not self.flip and self.own is None:
             return self.test_view(image_BHWC)
         size = self.shape(image_BHWC.shape[1:])[:2]
 
@@ -73,7 +77,10 @@ class Augmentation:
             else:
                 image_HWC = self.test_view(image_HWC[None])[0]
             mirrored = self.flip & jax.random.bernoulli(for_flip)
-            return jnp.where(mirrored, image_HWC[:, ::-1], image_HWC)
+            image_HWC = jnp.where(mirrored, image_HWC[:, ::-1], image_HWC)
+            if self.own is None:
+                return image_HWC
+            return self.own(image_HWC, jax.random.fold_in(self._key(example, epoch), _OWN))
 
         return jax.vmap(one)(image_BHWC, id_B, epoch_B)
 

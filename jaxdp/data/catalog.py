@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from jaxdp.data import synthetic
 from jaxdp.data.source import Source
 from jaxdp.data.tfds_source import open_tfds
+from jaxdp.named import find
 
 if TYPE_CHECKING:
     from jaxdp.config import DataConfig
 
 
+# NAME, NAME:VERSION or NAME/CONFIG:VERSION.
+_IS_TFDS = re.compile(r"[\w/]+(:[\d.*]+)?")
+
+
 def open_source(config: DataConfig) -> Source:
-    """Opens a TFDS image classification set, or makes one up.
+    """Opens a TFDS image classification set, makes one up, or asks for one of the user's own.
 
     Raises:
       ValueError: there is no such set, or its images are not as the config needs them.
@@ -21,9 +27,21 @@ def open_source(config: DataConfig) -> Source:
     made_up = config.name.startswith(synthetic.PREFIX)
     if made_up:
         source = synthetic.open_synthetic(config.name)
+    elif ":" in config.name and not _IS_TFDS.fullmatch(config.name):
+        source = find("config.data.name", config.name)()
+        if not isinstance(source, Source):
+            raise ValueError(
+                f"config.data.name is {config.name!r}, which gives {type(source).__name__} in place of a Source: have "
+                "it return jaxdp.data.source.of_examples(...)"
+            )
     else:
         splits = {"train": config.train_split, "test": config.test_split}
         source = open_tfds(config.name, config.dir, splits, config.stored_size)
+    if config.storage == "encoded" and source.files is None:
+        raise ValueError(
+            f"the images of {config.name!r} are in no files: config.data.storage 'encoded' needs a TFDS set, set it to "
+            "'pixels'"
+        )
     if len(config.mean) not in (1, source.image_shape[2]):
         raise ValueError(
             f"config.data.mean and std have {len(config.mean)} values, the images of {config.name!r} have "

@@ -104,6 +104,7 @@ class _Reading:
                 labels_N[row] = record["label"]
             return [record["image"] for record in records]
 
+        assert self.source.files is not None
         with self.world.together():
             for some in self._parts(self.source.files, take):
                 files.add(some)

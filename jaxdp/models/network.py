@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 from flax import nnx
 
 from jaxdp.models import MODELS
+from jaxdp.named import find
 
 PyTree = Any
 
@@ -129,7 +129,7 @@ class Network:
 def _first_state(
     name: str, options: Mapping[str, Any], *, image_shape: tuple[int, ...], num_classes: int, seed: int
 ) -> Callable[[], tuple[Any, ...]]:
-    make = _find(name)
+    make = find("config.model.name", MODELS.get(name, name))
     taken = _settings(make)
     for option in options:
         if option not in taken:
@@ -138,20 +138,6 @@ def _first_state(
         if default is inspect.Parameter.empty and key not in options:
             raise ValueError(f"config.model.{key} is missing: the model {name} needs it")
     return lambda: nnx.split(make(image_shape, num_classes, rngs=nnx.Rngs(seed), **options), nnx.Param, ...)
-
-
-def _find(name: str) -> Any:
-    """What makes the model of this name."""
-    module_name, _, attribute = MODELS.get(name, name).partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise ValueError(
-            f"config.model.name is {name!r}, and {module_name} cannot be imported: {error}: install it, or start the "
-            "job in the folder in which it lies"
-        ) from error
-    except AttributeError as error:
-        raise ValueError(f"config.model.name is {name!r}, but {error}") from error
 
 
 def _settings(make: Any) -> dict[str, Any]:

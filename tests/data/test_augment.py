@@ -31,7 +31,15 @@ def test_a_smaller_view_is_the_middle():
         np.testing.assert_array_equal(view, images()[:, 2:6, 2:6])
 
 
-@pytest.mark.parametrize("change", [{"crop": "padded"}, {"crop": "resized", "image_size": 5}, {"flip": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"crop": "padded"},
+        {"crop": "resized", "image_size": 5},
+        {"flip": True},
+        {"own": lambda image, key: image + jax.random.uniform(key)},
+    ],
+)
 def test_what_is_seen_of_an_example_depends_on_seed_epoch_and_example_alone(change):
     """Not on its place in the batch, nor on the batch."""
     augmentation = dataclasses.replace(PLAIN, **change)
@@ -89,3 +97,12 @@ def test_resized_crops_lie_in_the_image_with_the_area_and_ratio_that_are_allowed
     assert (ratio > 0.74).all()
     assert (ratio < 1.35).all()
     assert len({tuple(np.round(step, 3)) for step in steps}) > 30
+
+
+def test_an_augmentation_of_ones_own_comes_last_and_has_a_key_of_its_own():
+    seen = dataclasses.replace(PLAIN, flip=True, own=lambda image, key: image + jax.random.uniform(key))
+    flipped = dataclasses.replace(PLAIN, flip=True).train_view(images(), IDS, EPOCHS)
+    added = seen.train_view(images(), IDS, EPOCHS) - flipped
+    assert (np.ptp(added, axis=(1, 2, 3)) < 1e-2).all()
+    assert len(np.unique(np.round(added[:, 0, 0, 0], 2))) > 20
+    np.testing.assert_array_equal(seen.test_view(images()), images())

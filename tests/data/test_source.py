@@ -325,3 +325,38 @@ def test_made_up_data_is_the_same_for_any_number_of_ranks():
 def test_made_up_data_that_is_not_said_in_full_is_refused(name):
     with pytest.raises(ValueError, match="made-up data is written synthetic:TRAIN:TEST:SIZE:CLASSES"):
         open_source(dataclasses.replace(CONFIG, name=name))
+
+
+def test_a_data_set_of_ones_own_is_read_and_known_again(tmp_path, monkeypatch):
+    (tmp_path / "ownset.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = dataclasses.replace(CONFIG, name="ownset:make")
+    source = open_source(config)
+    assert (source.sizes, source.image_shape, source.num_classes) == ({"train": 9, "test": 4}, (2, 3, 1), 3)
+    assert source.fingerprint.startswith("own/7 ")
+    parts = [held(source, "train", World(rank, 2)) for rank in range(2)]
+    assert [image.max() for part in parts for image in part.images.images_NHWC] == list(range(9))
+    for name, message in [
+        ("ownset:none", "which gives NoneType in place of a Source: have it return"),
+        ("ownset:nothing", "'ownset:nothing', but module 'ownset' has no attribute 'nothing'"),
+        ("ownset:floats", r"jaxdp needs uint8 images \[H, W, C\], those of 'own' are float64 \(2, 3\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_source(dataclasses.replace(config, name=name))
+    with pytest.raises(ValueError, match="the images of 'ownset:make' are in no files"):
+        open_source(dataclasses.replace(config, storage="encoded"))
+
+
+OWN = """
+import numpy as np
+from jaxdp.data.source import of_examples
+
+def make():
+    train = [(np.full((2, 3, 1), number, np.uint8), number % 3) for number in range(9)]
+    return of_examples("own", train, train[:4], num_classes=3, version="7")
+
+def none(): ...
+
+def floats():
+    return of_examples("own", [(np.zeros((2, 3)), 0)], [], num_classes=3, version="7")
+"""

