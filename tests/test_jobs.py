@@ -86,7 +86,7 @@ def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
     Seen here: some pairs of runs agree to 1e-7, others to 7e-5.
     """
     losses = {}
-    for ranks, devices in [(1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (1, 3)]:
+    for ranks, devices in [(1, 1), (3, 1), (4, 1), (2, 2)]:
         workdir = f"losses-{ranks}x{devices}"
         jobs.train(ranks, workdir, *SHORT, "--config.schedule.base_rate=0.002", devices=devices)
         losses[ranks, devices] = [line["loss"] for line in jobs.metrics(workdir) if "loss" in line]
@@ -110,13 +110,12 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
     ("ranks", "devices", "arguments"),
     [
         (0, 1, SHORT),
-        (3, 1, SHORT),
         (2, 2, SHORT),
         (2, 1, (*SHORT, *PARTITIONS)),
         (3, 1, (*SHORT, RESNET, *RECIPE)),
         (4, 1, (*SHORT, *LARS)),
     ],
-    ids=["without mpirun", "3", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 4"],
+    ids=["without mpirun", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 4"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
     name = request.node.callspec.id.replace(" ", "-")
@@ -135,11 +134,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments,
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_images_held_as_files_train_to_the_same_bits(jobs, ranks):
+def test_images_held_as_files_train_to_the_same_bits(jobs):
     for storage in ("pixels", "encoded"):
-        jobs.train(ranks, f"{storage}-{ranks}", *SHORT, f"--config.data.storage={storage}")
-    assert jobs.saved(f"encoded-{ranks}", 45) == jobs.saved(f"pixels-{ranks}", 45)
+        jobs.train(2, storage, *SHORT, f"--config.data.storage={storage}")
+    assert jobs.saved("encoded", 45) == jobs.saved("pixels", 45)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(jobs):
@@ -193,7 +191,7 @@ MISTAKES = {
     "--config.optimizer.momentumm=3": 'Did you mean "momentum"',
     "--config.batch_size=x": "invalid literal for int",
     "--config.batch_size=2": "config.batch_size is 2, the world has 3 ranks",
-    "--config.model.name=vgg": "config.model.name is 'vgg', known are cnn, resnet, resnet18",
+    "--config.model.name=vgg": "config.model.name is 'vgg', known are cnn, googlenet, ",
     "--config.allreduce.colors=9": "9 colors need at least 9 ranks, this world has 3",
     "--bogus": "Unknown command line flag 'bogus'",
     "--config.seed=7": "holds the run of another config: config.seed is 0 there and 7 here",
