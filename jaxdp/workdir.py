@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 from jaxdp.config import MAY_CHANGE, Config
@@ -14,8 +15,12 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     """Looks whether this config can run here, and leaves no trace.
 
     Raises:
-      ValueError: the folder holds the run of another config.
+      ValueError: the folder holds the run of another config, or cannot be written.
     """
+    there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not yours to write in" if there.is_dir() else "is no folder"
+        raise ValueError(f"the workdir {workdir} cannot be written: {there} {why}: choose another --workdir")
     if (workdir / _NAME).exists():
         difference = read_config(workdir).difference(config, free=MAY_CHANGE)
         if difference is not None:
