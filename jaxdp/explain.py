@@ -23,7 +23,7 @@ from jaxdp.config import Config
 from jaxdp.data.catalog import open_source
 from jaxdp.data.known import KNOWN, Facts
 from jaxdp.data.order import Deal
-from jaxdp.loop import make_augmentation
+from jaxdp.loop import make_augmentation, make_task
 from jaxdp.models.network import Network as Model
 from jaxdp.optim.factory import kernels, make_optimizer
 from jaxdp.optim.schedules import make_schedule
@@ -81,11 +81,10 @@ def _make_parts(config: Config) -> _Parts:
     plan = Plan.of(config, facts.sizes[config.data.train_split])
     ranks = cluster.nodes * cluster.ranks_per_node
     deal = Deal(config.batch_size, ranks, cluster.devices_per_rank, config.microbatches)
-    augmentation = make_augmentation(config)
     model = Model.abstract(
         config.model.name,
         config.model.options,
-        image_shape=augmentation.shape(stored),
+        image_shape=make_augmentation(config).shape(stored),
         num_classes=facts.num_classes,
     )
     optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, plan), model.param_shapes)
@@ -95,15 +94,8 @@ def _make_parts(config: Config) -> _Parts:
         model.param_shapes,
         model.stat_shapes,
     )
-    task = Task(
-        network=model,
-        mean=config.data.mean,
-        std=config.data.std,
-        batch_size=config.batch_size,
-        padded=deal.padded,
-        augmentation=augmentation,
-        label_smoothing=config.label_smoothing,
-    )
+    # Microbatches come to the same, one after the other.
+    task = dataclasses.replace(make_task(config, model, deal), microbatches=1)
     return _Parts(config, facts, stored, plan, deal, model, task, state)
 
 

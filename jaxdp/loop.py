@@ -228,17 +228,7 @@ def build(config: Config, world: World) -> Run:
     learning_rate = jax.jit(make_schedule(config.schedule, plan))
     optimizer = make_optimizer(config.optimizer, learning_rate, params)
     first_state = TrainState.create(params, stats, optimizer, averages=config.average_decay is not None)
-    task = Task(
-        network=network,
-        mean=config.data.mean,
-        std=config.data.std,
-        batch_size=config.batch_size,
-        padded=deal.padded,
-        augmentation=augmentation,
-        microbatches=config.microbatches,
-        label_smoothing=config.label_smoothing,
-        average_decay=config.average_decay,
-    )
+    task = make_task(config, network, deal)
     order = reduced_order(task, first_state, source.image_shape)
     return Run(
         config=config,
@@ -253,6 +243,21 @@ def build(config: Config, world: World) -> Run:
         optimizer=optimizer,
         first_state=first_state,
         layout=Buckets.plan(reduced_shapes(first_state), bucket_bytes=config.allreduce.bucket_bytes, order=order),
+    )
+
+
+def make_task(config: Config, network: Network, deal: Deal) -> Task:
+    """The constants of the step."""
+    return Task(
+        network=network,
+        mean=config.data.mean,
+        std=config.data.std,
+        batch_size=config.batch_size,
+        padded=deal.padded,
+        augmentation=make_augmentation(config),
+        microbatches=config.microbatches,
+        label_smoothing=config.label_smoothing,
+        average_decay=config.average_decay,
     )
 
 

@@ -78,18 +78,9 @@ class Network:
         """Likewise of the batch statistics."""
         return nnx.to_pure_dict(self.shapes[1])
 
-    def apply(
-        self,
-        params: PyTree,
-        stats: PyTree,
-        image_BHWC: jax.Array,
-        *,
-        train: bool,
-        mask_B: jax.Array | None = None,
-        key_B: jax.Array | None = None,
-    ) -> tuple[jax.Array, PyTree]:
-        """Logits [B, K] of a normalised batch, and the batch statistics after it; see `heads`."""
-        heads, stats = self.heads(params, stats, image_BHWC, train=train, mask_B=mask_B, key_B=key_B)
+    def apply(self, params: PyTree, stats: PyTree, image_BHWC: jax.Array, **options: Any) -> tuple[jax.Array, PyTree]:
+        """Logits [B, K] of a normalised batch, and the batch statistics after it; as `heads`, of the own head alone."""
+        heads, stats = self.heads(params, stats, image_BHWC, **options)
         return heads[0][0], stats
 
     def heads(
