@@ -96,9 +96,8 @@ class Run:
         data = self.config.data
         if data.crop != "resized":
             return Decoder(self.source.image_shape)
-        size = data.image_size or self.source.image_shape[0]
         crop = RandomCrop(self.config.seed, data.crop_area, data.crop_ratio)
-        return Decoder((size, size, self.source.image_shape[2]), crop)
+        return Decoder(self.task.augmentation.shape(self.source.image_shape), crop)
 
     def check_memory(self) -> None:
         """Checks that the data fits, see `load.check_memory`."""

@@ -68,14 +68,13 @@ def main(words: Sequence[str], world: World) -> None:
     if arguments is None:
         return
     compat.prepare_process(threads=world.threads, gpus=world.gpus)
-    rows: list[Row] = []
-    for size in arguments.sizes:
-        found = _measure(size, arguments, world)
-        rows += found
-        if world.is_root:
-            print("\n".join(map(_text, found)), flush=True)
+    measures: list[Callable[[argparse.Namespace, World], list[Row]]]
+    measures = [functools.partial(_measure, size) for size in arguments.sizes]
     if arguments.load is not None:
-        found = _loaded(arguments, world)
+        measures.append(_loaded)
+    rows: list[Row] = []
+    for measure in measures:
+        found = measure(arguments, world)
         rows += found
         if world.is_root:
             print("\n".join(map(_text, found)), flush=True)
@@ -123,14 +122,14 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     image_bytes = size * size * _CHANNELS
     count = max(arguments.batch * world.size, arguments.bytes // image_bytes)
     source = open_synthetic(f"{PREFIX}{count}:1:{size}:{step_parts.NUM_CLASSES}")
-    group = Group.of(world, 1)
+    group = Group.of(world, 1).opened(world.data_comm)
     check_memory(source, world, {"train": group})
     split = read(source, "train", world, group)
     assert isinstance(split.images, Pixels)
     images_NHWC = split.images.images_NHWC
 
     def fed() -> float:
-        ahead = feed_of(split, arguments, world, engine)
+        ahead = feed_of(split, group, arguments, world, engine)
         start = time.perf_counter()
         for batch in ahead:
             batch.image_BHWC.block_until_ready()
@@ -160,7 +159,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
         for name, rate in rates.items()
     ]
     if arguments.step:
-        rate, stalled = _beside_steps(split, size, arguments, world)
+        rate, stalled = _beside_steps(split, group, size, arguments, world)
         rows.append(Row("jaxdp beside a step", size, rate, rate * image_bytes, stalled, crossing))
     return rows
 
@@ -184,7 +183,7 @@ def _loaded(arguments: argparse.Namespace, world: World) -> list[Row]:
     return [Row(way.loader, size, count / way.seconds, way.file_bytes / way.seconds, None, 0.0) for way in loaded]
 
 
-def feed_of(split: Split, arguments: argparse.Namespace, world: World, engine: Engine) -> Ahead[Batch]:
+def feed_of(split: Split, group: Group, arguments: argparse.Namespace, world: World, engine: Engine) -> Ahead[Batch]:
     """The batches of the benchmark's steps, on their way to the devices as in training."""
     from jaxdp.data import feed
 
@@ -193,7 +192,7 @@ def feed_of(split: Split, arguments: argparse.Namespace, world: World, engine: E
         order=_order(split, arguments, world),
         deal=Deal(arguments.batch * world.size, world.size, engine.num_devices),
         rank=world.rank,
-        group=Group.of(world, 1).opened(world.data_comm),
+        group=group,
         comm=world.data_comm,
         steps=range(arguments.steps),
         steps_per_exchange=_EXCHANGE_STEPS,
@@ -224,7 +223,9 @@ def _crossing_images(split: Split, arguments: argparse.Namespace, world: World) 
     return float(np.sum(split.node_of(mine) != split.node)) / arguments.steps
 
 
-def _beside_steps(split: Split, size: int, arguments: argparse.Namespace, world: World) -> tuple[float, float]:
+def _beside_steps(
+    split: Split, group: Group, size: int, arguments: argparse.Namespace, world: World
+) -> tuple[float, float]:
     """Images a second of a rank in training, and the share of the time in which steps wait for data."""
     import jax
 
@@ -235,7 +236,7 @@ def _beside_steps(split: Split, size: int, arguments: argparse.Namespace, world:
     for _ in range(2):
         jax.block_until_ready(parts.programs["step"]())
     world.barrier()
-    ahead = feed_of(split, arguments, world, parts.engine)
+    ahead = feed_of(split, group, arguments, world, parts.engine)
     start, done = 0.0, None
     for step, batch in enumerate(ahead):
         if step == _WARMUP:

@@ -44,7 +44,6 @@ def measure(source: Source, split: str, world: World, *, repeat: int) -> list[Lo
     paths = source.shards[split]
     num_bytes = sum(path.stat().st_size for path in paths)
     decoder = Decoder(source.image_shape)
-    # A set of TFDS has files.
     ways = {
         "load pixels": lambda: read(source, split, world, group),
         "load files": lambda: read(source, split, world, group, decoder=decoder),

@@ -63,7 +63,7 @@ class Decoder:
       crop: in training; None for the middle, the shorter side resized.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     crop: RandomCrop | None = None
 
     def __call__(self, data: bytes | memoryview, *, example: int, epoch: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def image_of(pixels_HWC: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
 
 
-def fitted(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+def fitted(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
     """uint8 [H, W, C]: the middle of an image whose shorter side has been resized to the shape's (bicubic)."""
     from PIL import Image
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ class _Reading:
     holdings: np.ndarray | None
     bar: bool
 
-    @property
+    @functools.cached_property
     def _bounds(self) -> np.ndarray:
         return self.group.nodes.bounds(self.source.sizes[self.split])
 
@@ -71,7 +72,7 @@ class _Reading:
     def _node(self) -> int:
         return int(self.group.nodes.of_rank[self.group.rank])
 
-    @property
+    @functools.cached_property
     def _mine(self) -> slice:
         return self.group.nodes.part_of(self.group.rank, self.source.sizes[self.split])
 
