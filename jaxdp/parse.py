@@ -90,7 +90,12 @@ def check_writable(*paths: pathlib.Path | None) -> None:
 
 def write_json(path: pathlib.Path, document: Any) -> None:
     """Raises ValueError if it cannot be written."""
+    write_text(path, json.dumps(document))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """The text and the end of its last line. Raises ValueError if it cannot be written."""
     try:
-        path.write_text(json.dumps(document) + "\n")
+        path.write_text(text + "\n")
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}") from None

@@ -1,11 +1,11 @@
 import os
 
 import pytest
-from jobs import Jobs
+from jobs import COMPILE_QUICKLY, Jobs
 
 # Before JAX is imported: some tests need several devices, and the tests share the machine with jobs they start.
 os.environ.setdefault("NPROC", "2")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=4 {COMPILE_QUICKLY}")
 
 
 @pytest.fixture(scope="session")

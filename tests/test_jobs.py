@@ -23,8 +23,8 @@ RESNET = "--config=tests/configs/resnet.py"
 
 @pytest.fixture(scope="module")
 def digits(jobs):
-    """The default config, whole, on 2 ranks."""
-    return jobs.train(2, "digits", "--config.allreduce.colors=2")
+    """The default config, whole, on 2 ranks, as a user has it."""
+    return jobs.train(2, "digits", "--config.allreduce.colors=2", quickly=False)
 
 
 def test_the_default_config_trains_to_98_percent(jobs, digits):
@@ -181,7 +181,7 @@ def test_a_second_start_compiles_nothing(jobs):
         return {path.name for path in (jobs.folder / "cache").rglob("*") if path.is_file()}
 
     before = cached()
-    jobs.train(2, "second-start", "--stop_at_step=3")
+    jobs.train(2, "second-start", "--stop_at_step=3", quickly=False)
     assert cached() == before
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.schedule import Schedule
+from jaxdp.figure import save_figure
 
 if TYPE_CHECKING:
     from jaxdp.bench.allreduce import Row
@@ -35,7 +36,7 @@ def allreduce(rows: Sequence[Row], path: pathlib.Path, *, ranks: int) -> None:
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")
 
-    _figure(draw, path, size=(8, 6))
+    save_figure(draw, path, size=(8, 6))
 
 
 def scaling(
@@ -57,7 +58,7 @@ def scaling(
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")
 
-    _figure(draw, path, size=(8, 6))
+    save_figure(draw, path, size=(8, 6))
 
 
 def trees(choice: Choice, schedule: Schedule, parents: np.ndarray, path: pathlib.Path, *, most: int) -> None:
@@ -75,7 +76,7 @@ def trees(choice: Choice, schedule: Schedule, parents: np.ndarray, path: pathlib
         grid.flat[0].figure.suptitle(f"{choice}, {schedule.num_ranks} ranks, {schedule.num_rounds} rounds{more}")
 
     width = max(4.0, min(12.0, 0.35 * schedule.num_ranks))
-    _figure(draw, path, size=(width * columns, 3 * rows), nrows=rows, ncols=columns, squeeze=False)
+    save_figure(draw, path, size=(width * columns, 3 * rows), nrows=rows, ncols=columns, squeeze=False)
 
 
 def _tree(axes: Any, parent: np.ndarray, chunk: int) -> None:
@@ -135,22 +136,4 @@ def step(row: StepRow, spans: Sequence[Span], path: pathlib.Path) -> None:
         )
         axes.invert_yaxis()
 
-    _figure(draw, path, size=(9, 1.5 + 0.35 * len(spans)))
-
-
-def _figure(draw: Callable[[Any], None], path: pathlib.Path, *, size: tuple[float, float], **subplots: Any) -> None:
-    try:
-        import matplotlib
-    except ModuleNotFoundError:
-        raise ValueError("pictures need matplotlib: install it with `pip install jaxdp[plot]`") from None
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=size, layout="constrained", **subplots)
-    draw(axes)
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written: {error}") from None
-    finally:
-        pyplot.close(figure)
+    save_figure(draw, path, size=(9, 1.5 + 0.35 * len(spans)))

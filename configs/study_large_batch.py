@@ -1,0 +1,27 @@
+"""The small batch of `python -m jaxdp.study large_batch`; docs/large_batch.md has all of it.
+
+Source: ours; what is changed from run to run is that of Goyal et al. 2017 and You et al. 2017. Hardware: 2 CPU cores.
+
+    mpirun -n 2 python -m jaxdp.train --config=configs/study_large_batch.py
+"""
+
+import ml_collections
+
+from configs.digits import get_config as digits
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = digits()
+    config.batch_size = 32
+    config.model.width = 16
+
+    # The same for every arm: plain momentum, as LARS has no other, and one form of decay.
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 5e-3
+    config.optimizer.trust_coefficient = 0.02
+    config.schedule.decay = "cosine"
+    config.schedule.base_rate = 0.01
+    config.schedule.base_batch_size = 32
+    config.schedule.warmup_epochs = 0.0
+    config.schedule.warmup_init_rate = 0.0
+    return config

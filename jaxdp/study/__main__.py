@@ -1,0 +1,28 @@
+"""Answers questions about training by many runs.
+
+  mpirun -n 2 python -m jaxdp.study large_batch --table=large_batch.md --plot=large_batch.png
+
+Each study has a --help of its own.
+"""
+
+import sys
+
+from jaxdp import world
+from jaxdp.study import large_batch
+
+STUDIES = {"large_batch": large_batch.main}
+
+
+def main() -> None:
+    study, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if study in STUDIES:
+        world.run(lambda of_world: STUDIES[study](words, of_world))
+    elif study == "--help":
+        print(__doc__)
+    else:
+        print(f"jaxdp: error: there is no study {study!r}: known are {', '.join(STUDIES)}", file=sys.stderr)
+        sys.exit(world.USER_ERROR)
+
+
+if __name__ == "__main__":
+    main()
