@@ -13,6 +13,8 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.init_from = config_dict.placeholder(str)
+    config.init_skip = ()
     config.batch_size = 64
     config.microbatches = 1
     config.epochs = 30.0
@@ -20,7 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_every_epochs = 5.0
     config.eval_every_steps = config_dict.placeholder(int)
     config.log_every_steps = 20
+    config.norms_every_steps = config_dict.placeholder(int)
     config.label_smoothing = 0.0
+    config.batch_statistics = "device"
     config.average_decay = config_dict.placeholder(float)
     config.stop_after_skipped_steps = 10
 

@@ -44,16 +44,16 @@ class Checkpoints:
     A save is visible once it is whole: a job that is killed while it saves leaves the save before as the latest.
 
     Args:
-      folder: made if it is not there.
+      folder: made if it is not there, unless it is only to be read.
       keep: how many of the last saves stay; None to read only, which leaves a job that saves there alone.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int | None = None):
         self.folder = folder.absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._keep = keep
         self._pending: Any = None
         if keep is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             # What a killed job left half-written is nobody's any more.
             for half in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half)
@@ -93,7 +93,7 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         # Orbax gives a save its name when it is whole.
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         """Reads a save.

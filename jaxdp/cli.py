@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -26,17 +27,19 @@ class Arguments:
       workdir: of the run.
       config: None for commands that take it from the workdir.
       stop_at_step: None to go on to the end.
+      profile_steps: the first and the last step to record; None for none.
       explain: say what the config would do, in place of doing it.
     """
 
     workdir: pathlib.Path
     config: Config | None = None
     stop_at_step: int | None = None
+    profile_steps: tuple[int, int] | None = None
     explain: bool = False
 
 
 def parse_train(argv: list[str]) -> Arguments:
-    """--config, --config.SETTING, --workdir, --stop_at_step and --explain.
+    """--config, --config.SETTING, --workdir, --stop_at_step, --profile_steps and --explain.
 
     Raises:
       ValueError: a flag or a setting that is not there or has a wrong value.
@@ -51,6 +54,7 @@ def parse_train(argv: list[str]) -> Arguments:
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_integer("stop_at_step", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("profile_steps", None, "", flag_values=values)
     flags.DEFINE_boolean("explain", False, "", flag_values=values)
     _parse(values, argv, path)
     try:
@@ -58,7 +62,7 @@ def parse_train(argv: list[str]) -> Arguments:
     except AttributeError:
         raise ValueError(f"the config {path} must return an ml_collections.ConfigDict from get_config()") from None
     workdir = pathlib.Path(values.workdir or pathlib.Path("runs", pathlib.Path(path).stem))
-    return Arguments(workdir, config, values.stop_at_step, values.explain)
+    return Arguments(workdir, config, values.stop_at_step, _window(values.profile_steps), values.explain)
 
 
 def parse_evaluate(argv: list[str]) -> Arguments:
@@ -130,6 +134,15 @@ def _parse(values: flags.FlagValues, argv: list[str], path: str) -> None:
         raise ValueError(f"the config {path} cannot be run: {type(error).__name__}: {_one_line(error)}") from None
     if len(rest) > 1:
         raise ValueError(f"the command line cannot be understood: {rest[1]!r} is not a flag: flags begin with --")
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if found is None:
+        raise ValueError(f"--profile_steps is the first and the last step to record, as 100:110, not {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def _config_path(words: list[str]) -> tuple[str, list[str]]:

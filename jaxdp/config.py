@@ -17,6 +17,7 @@ DECAYS = ("constant", "cosine", "polynomial", "step")
 STORAGES = ("pixels", "encoded")
 SHUFFLES = ("global", "partition")
 CROPS = ("none", "padded", "resized")
+BATCH_STATISTICS = ("device", "world")
 ENGINES = ("native", "mpi4jax", "xla")
 
 # A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
@@ -31,6 +32,7 @@ MAY_CHANGE = (
     "eval_every_epochs",
     "eval_every_steps",
     "log_every_steps",
+    "norms_every_steps",
     "stop_after_skipped_steps",
 )
 
@@ -217,18 +219,26 @@ class Config:
 
     Attributes:
       seed: of parameters and of the order of the data.
+      init_from: whose parameters and batch statistics to begin with: a workdir, a checkpoint in one, or a file of
+        `numpy.savez` with an array for each name that --explain lists; None for random ones.
+      init_skip: the first parts of the names of what begins with random values even so, as "head".
       batch_size: the global batch, over all ranks.
       microbatches: parts of a device's batch that it goes through one after the other, to need less memory: gradients
         add up to those of the whole; batch statistics are those of a part.
       epochs, steps: length of the run.
       eval_every_epochs, eval_every_steps: how often the test split is evaluated.
       log_every_steps: how often a line of metrics is written.
+      norms_every_steps: how often one with the norms of every array is, and of its trust ratio; None for never.
       label_smoothing: the share of the target that is spread evenly over all classes, in training.
+      batch_statistics: in training those of the "device", of the examples that it sees, as in the papers; or of the
+        "world", of the whole global batch (of all ranks' parts of a microbatch), which costs two messages a layer.
       average_decay: of the running mean of the parameters, which is evaluated in their place; None for none.
       stop_after_skipped_steps: steps whose gradient is not finite change nothing; so many in a row end the job.
     """
 
     seed: int
+    init_from: str | None
+    init_skip: tuple[str, ...]
     batch_size: int
     microbatches: int
     epochs: float
@@ -236,7 +246,9 @@ class Config:
     eval_every_epochs: float
     eval_every_steps: int | None
     log_every_steps: int
+    norms_every_steps: int | None
     label_smoothing: float
+    batch_statistics: str
     average_decay: float | None
     stop_after_skipped_steps: int
     data: DataConfig
@@ -282,6 +294,7 @@ def _check(config: Config) -> None:
     for name, value, known in [
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
+        ("batch_statistics", config.batch_statistics, BATCH_STATISTICS),
         ("data.storage", config.data.storage, STORAGES),
         ("data.crop", config.data.crop, CROPS),
         ("data.shuffle", config.data.shuffle, SHUFFLES),
@@ -307,6 +320,7 @@ def _check(config: Config) -> None:
         "eval_every_epochs",
         "eval_every_steps",
         "log_every_steps",
+        "norms_every_steps",
         "stop_after_skipped_steps",
         "data.stored_size",
         "data.image_size",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdp.build import make_augmentation, make_task
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import AUTO, MPI, Choice
 from jaxdp.collectives.cost import Link, Network
@@ -23,7 +24,6 @@ from jaxdp.config import Config
 from jaxdp.data.catalog import open_source
 from jaxdp.data.known import KNOWN, Facts
 from jaxdp.data.order import Deal
-from jaxdp.loop import make_augmentation, make_task
 from jaxdp.models.network import Network as Model
 from jaxdp.optim.factory import kernels, make_optimizer
 from jaxdp.optim.schedules import make_schedule
@@ -309,6 +309,8 @@ def warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
         )
     if config.model.name.startswith("resnet"):
         part = batch_a_device // config.microbatches
+        if config.batch_statistics == "world":
+            part *= config.cluster.nodes * config.cluster.ranks_per_node * config.cluster.devices_per_rank
         if part < 16:
             yield (
                 f"batch statistics are of {part} images, as they are a device's own: below 16 the error of ResNet-50 "

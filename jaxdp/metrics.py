@@ -8,6 +8,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
@@ -33,9 +34,13 @@ class MetricsWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, write_to_disk=True)
 
     def write(self, step: int, **values: Any) -> None:
-        """One line: the step and these values; numbers go to TensorBoard too."""
+        """One line: the step and these values; numbers, and those in mappings by name, go to TensorBoard too."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
+        flat = dict(values)
+        for group, of_name in values.items():
+            if isinstance(of_name, Mapping):
+                flat |= {f"{group}/{name}": value for name, value in of_name.items()}
+        for name, value in flat.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 self._board.add_scalar(name, value, step)
 

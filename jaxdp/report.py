@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import sys
@@ -9,15 +10,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from jaxdp import __version__
 from jaxdp.metrics import MetricsWriter, Progress, TrainLog
 from jaxdp.world import is_launched
 
 if TYPE_CHECKING:
+    from jaxdp.build import Run
     from jaxdp.checkpoint import Position
     from jaxdp.data.split import Split
-    from jaxdp.loop import Run
     from jaxdp.plan import Plan
 
 
@@ -50,6 +52,17 @@ class Report:
             means["learning_rate"] = float(run.learning_rate(step - 1))
             self._writer.write(step, epoch=run.plan.epoch(step), **means)
             self._progress.update(step, epoch=run.plan.epoch(step), values=means, seconds_per_step=seconds_per_step)
+
+    def norms(self, step: int, values: dict[str, Any]) -> None:
+        """The norms of all arrays in a step, see `step.layer_norms`."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._run.first_state.params)
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+        # JSON has no numbers that are not finite.
+        finite = {
+            kind: [norm if math.isfinite(norm) else None for norm in np.asarray(norms).tolist()]
+            for kind, norms in values.items()
+        }
+        self._writer.write(step, **{kind: dict(zip(names, norms, strict=True)) for kind, norms in finite.items()})
 
     def evaluated(self, step: int, results: dict[str, float]) -> None:
         """The test split has been evaluated."""

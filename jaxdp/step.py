@@ -5,6 +5,7 @@ Shape suffixes: B batch, H height, W width, C channels, K classes.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +15,12 @@ import optax
 from jaxdp.collectives.buckets import readiness
 from jaxdp.data.augment import NO_AUGMENTATION, Augmentation
 from jaxdp.losses import cross_entropy, hits, top5_hits
+from jaxdp.models.layers import batch_statistics_over
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
 
 PyTree = Any
+BatchSum = Callable[[jax.Array], jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +71,9 @@ class Task:
       microbatches: equal parts of a device's batch, gone through one after the other.
       label_smoothing: see `losses.cross_entropy`.
       average_decay: of the running mean of the parameters; None if none is kept.
+      batch_sums: called for each forward pass, gives what sums arrays over all devices of all ranks, in one layer after
+        the other, for batch statistics of the global batch; None for those of each device.
+      norms_every: steps from one look at the norms of all arrays to the next; None for none.
     """
 
     network: Network
@@ -79,6 +85,8 @@ class Task:
     microbatches: int = 1
     label_smoothing: float = 0.0
     average_decay: float | None = None
+    batch_sums: Callable[[], BatchSum] | None = None
+    norms_every: int | None = None
 
     def normalise(self, image_BHWC: jax.Array) -> jax.Array:
         """uint8 pixels to float32 of mean 0 and standard deviation 1."""
@@ -118,13 +126,16 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
 
 def _forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
     num_real = jnp.sum(batch.mask_B.astype(jnp.float32))
-    # A device without a real example takes its padding for the statistics (then of weight 0): theirs would be 0 / 0.
-    seen_B = batch.mask_B | (num_real == 0) if task.padded else None
+    seen_B = batch.mask_B if task.padded else None
+    if task.padded and task.batch_sums is None:
+        # A device without a real example takes its padding for the statistics, of weight 0: theirs would be 0 / 0.
+        seen_B = batch.mask_B | (num_real == 0)
     view_BHWC = task.augmentation.train_view(task.normalise(batch.image_BHWC), batch.id_B, batch.epoch_B)
     key_B = task.augmentation.model_keys(batch.id_B, batch.epoch_B)
 
     def loss_of(params: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
-        heads, new_stats = task.network.heads(params, stats, view_BHWC, train=True, mask_B=seen_B, key_B=key_B)
+        with batch_statistics_over(None if task.batch_sums is None else task.batch_sums()):
+            heads, new_stats = task.network.heads(params, stats, view_BHWC, train=True, mask_B=seen_B, key_B=key_B)
         loss_B = sum(
             weight * cross_entropy(logits_BK, batch.label_B, smoothing=task.label_smoothing)
             for logits_BK, weight in heads
@@ -159,7 +170,8 @@ def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -
       image_shape: (H, W, C), as images are held.
     """
     batch = Batch(jax.ShapeDtypeStruct((1, *image_shape), "uint8"), jax.ShapeDtypeStruct((1, 4), "int32"))
-    return readiness(functools.partial(_forward_backward, task), state.params, state.stats, batch)
+    alone = dataclasses.replace(task, batch_sums=None)
+    return readiness(functools.partial(_forward_backward, alone), state.params, state.stats, batch)
 
 
 def apply_gradients(
@@ -174,8 +186,9 @@ def apply_gradients(
       reduced: the sum of `forward_backward` over all devices and ranks.
 
     Returns:
-      The new state, and the metrics of the global batch; among them "skipped", as in the state, and "culprit", the
-      number of the first leaf of {"gradient", "stats"} that is not finite, -1 if all are.
+      The new state, and the metrics of the global batch; among them "skipped", as in the state, "culprit", the number
+      of the first leaf of {"gradient", "stats"} that is not finite, -1 if all are, and, where they are due, "norms",
+      see `layer_norms`.
     """
     updates, opt_state = optimizer.update(reduced["gradient"], state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -191,7 +204,36 @@ def apply_gradients(
     old = TrainState(step, state.params, state.stats, state.opt_state, state.average, skipped)
     after = jax.tree.map(lambda good, bad: jnp.where(is_good, good, bad), new, old)
     culprit = jnp.where(is_good, -1, jnp.argmin(finite))
-    return after, reduced["metrics"] | {"skipped": after.skipped, "culprit": culprit}
+    metrics = reduced["metrics"] | {"skipped": after.skipped, "culprit": culprit}
+    if task.norms_every is not None:
+        norms = functools.partial(layer_norms, state.params, reduced["gradient"], opt_state)
+        like = jax.eval_shape(norms)
+        metrics["norms"] = jax.lax.cond(
+            step % task.norms_every == 0,
+            norms,
+            lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like),
+        )
+    return after, metrics
+
+
+def layer_norms(params: PyTree, gradient: PyTree, opt_state: PyTree) -> dict[str, jax.Array]:
+    """What a step did to each array.
+
+    Args:
+      params: before the step.
+      gradient: of the global batch, before it is clipped.
+      opt_state: after the step.
+
+    Returns:
+      {"parameter_norm", "gradient_norm"}, float32 [leaves of the parameters]; and with LARS "trust_ratio", likewise.
+    """
+
+    def norms(tree: PyTree) -> jax.Array:
+        return jnp.stack([jnp.linalg.norm(leaf.ravel()) for leaf in jax.tree.leaves(tree)])
+
+    found = {"parameter_norm": norms(params), "gradient_norm": norms(gradient)}
+    ratios = optax.tree_utils.tree_get(opt_state, "trust_ratio")
+    return found if ratios is None else found | {"trust_ratio": jnp.stack(jax.tree.leaves(ratios))}
 
 
 def checked_leaves(reduced: PyTree) -> list[tuple[Any, Any]]:

@@ -6,6 +6,7 @@
 --config.SETTING=VALUE  another value of one of its settings, as --config.optimizer.momentum=0.8
 --workdir=FOLDER        checkpoints and metrics; a run that is there goes on (default: runs/NAME OF THE CONFIG)
 --stop_at_step=N        save and end once N steps are done; started again, the run goes on
+--profile_steps=A:B     record steps A to B with JAX's profiler, on rank 0, in the workdir's folder profile
 --explain               say what the config would do on its cluster, with neither its data nor the cluster
 """
 
@@ -27,7 +28,13 @@ def train(arguments: cli.Arguments, world: World) -> None:
     with world.together():
         if world.is_root:
             workdir.check_workdir(arguments.config, arguments.workdir)
-    loop.train(arguments.config, arguments.workdir, world, stop_at_step=arguments.stop_at_step)
+    loop.train(
+        arguments.config,
+        arguments.workdir,
+        world,
+        stop_at_step=arguments.stop_at_step,
+        profile_steps=arguments.profile_steps,
+    )
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def test_flags_come_in_any_order(words):
         (["--config.batch_size=x"], "invalid literal for int"),
         (["--stop_at_step=0"], "stop_at_step"),
         (["--stop_at_stop=3"], "stop_at_stop"),
+        (["--profile_steps=100"], "the first and the last step to record, as 100:110, not '100'"),
         (["digits"], "'digits' is not a flag"),
     ],
 )
@@ -57,7 +58,7 @@ def test_a_mistake_is_named(words, message):
         ("def get_config():\n    return {}.x", "is not a setting of|cannot be run"),
         (
             "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 1})",
-            r"config\.batch_size is missing",
+            r"config\.init_from is missing",
         ),
     ],
 )

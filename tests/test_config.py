@@ -66,6 +66,7 @@ def test_a_config_comes_back_as_it_went_in():
             {"allreduce__engine": "xla", "allreduce__wire": "bfloat16"},
             r"config\.allreduce\.wire 'bfloat16' needs config\.allreduce\.engine 'native' or 'mpi4jax'",
         ),
+        ({"batch_statistics": "node"}, r"config\.batch_statistics is 'node', known are device, world"),
         ({"data__crop": "centre"}, r"config\.data\.crop is 'centre', known are none, padded, resized"),
         ({"data__crop_area": (0.5, 1.1)}, r"config\.data\.crop_area is two numbers above 0 and up to 1, the smaller"),
         ({"data__crop_ratio": (2.0, 0.5)}, r"config\.data\.crop_ratio is two numbers above 0, the smaller one first"),

@@ -264,6 +264,40 @@ def test_a_run_that_diverges_is_ended_with_the_first_bad_array(jobs):
     assert "loss" not in lines[-1]
 
 
+def test_norms_of_all_arrays_are_written_as_often_as_asked(jobs):
+    jobs.train(2, "norms", *SHORT, *LARS, "--config.norms_every_steps=20", "--config.optimizer.trust_coefficient=0.02")
+    lines = [line for line in jobs.metrics("norms") if "trust_ratio" in line]
+    assert [line["step"] for line in lines] == [20, 40]
+    for line in lines:
+        names = set(line["trust_ratio"])
+        assert set(line["parameter_norm"]) == set(line["gradient_norm"]) == names
+        assert {"conv1.kernel", "head.bias"} <= names
+        norm, gradient = line["parameter_norm"]["conv1.kernel"], line["gradient_norm"]["conv1.kernel"]
+        assert line["trust_ratio"]["conv1.kernel"] == pytest.approx(0.02 * norm / (gradient + 5e-3 * norm), rel=1e-4)
+        assert line["trust_ratio"]["head.bias"] == 1
+
+
+def test_some_steps_are_profiled(jobs):
+    jobs.train(2, "profiled", *SHORT, "--profile_steps=5:7", "--stop_at_step=10")
+    assert list((jobs.folder / "profiled" / "profile").rglob("*.xplane.pb"))
+    ended = jobs.run(2, "-m", "jaxdp.train", *SHORT, "--profile_steps=5:7", f"--workdir={jobs.folder / 'profiled'}")
+    assert ended.code == 2
+    assert "this job does the steps 11 to 45: --profile_steps=5:7 does not lie between them" in ended.err
+
+
+def test_batch_statistics_of_the_world_are_the_same_by_every_engine(jobs):
+    """But for float32 rounding; tests/mpi/test_training.py holds the other engines to 9 digits in float64."""
+    losses = []
+    for ranks, devices, engine in ((1, 1, "native"), (2, 2, "xla"), (3, 1, "native")):
+        statistics = ("--config.batch_statistics=world", "--config.schedule.base_rate=0.002", RESNET)
+        workdir = f"world-{ranks}x{devices}-{engine}"
+        arguments = (*SHORT, *statistics, f"--config.allreduce.engine={engine}", "--stop_at_step=20")
+        jobs.train(ranks, workdir, *arguments, devices=devices)
+        losses.append([line["loss"] for line in jobs.metrics(workdir) if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=5e-4)
+
+
 def test_a_mistake_leaves_no_workdir_behind(jobs):
     ended = jobs.run(2, "-m", "jaxdp.train", "--config.data.name=nosuch", f"--workdir={jobs.folder / 'mistaken'}")
     assert ended.code == 2

@@ -26,10 +26,12 @@ def test_a_resumed_run_writes_over_what_it_does_again(tmp_path):
 
 def test_tensorboard_has_the_values(tmp_path):
     writer = MetricsWriter(tmp_path, resume_step=0)
-    writer.write(5, loss=0.25)
+    writer.write(5, loss=0.25, norm={"head.bias": 2.0, "head.kernel": None})
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"loss" in events.read_bytes()
+    assert b"norm/head.bias" in events.read_bytes()
+    assert b"head.kernel" not in events.read_bytes()
 
 
 def test_plain_lines_in_a_file():

@@ -7,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdp.config import OptimizerConfig
 from jaxdp.losses import cross_entropy, hits, top5_hits
 from jaxdp.models.network import Network
+from jaxdp.optim.factory import make_optimizer
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
 
@@ -147,3 +149,22 @@ def test_the_mean_of_the_parameters_is_evaluated_and_soon_forgets_the_first_ones
 def test_a_label_among_the_five_largest_is_a_hit():
     logits = jnp.array([[9.0, 8, 7, 6, 5, 4, 3]] * 3 + [[np.nan] * 7])
     assert top5_hits(logits, jnp.array([0, 4, 5, 0])).tolist() == [1, 1, 0, 0]
+
+
+def test_norms_and_trust_ratios_are_those_of_the_step_and_come_as_often_as_asked():
+    rule = OptimizerConfig("lars", 0.9, False, 0.01, 0.02, 0.9, 0.99, 1e-8, False, None)
+    params = {"bias": jnp.array([3.0, 4.0]), "kernel": jnp.full((2, 2), 2.0)}
+    optimizer = make_optimizer(rule, optax.constant_schedule(0.5), params)
+    state = TrainState.create(params, {}, optimizer)
+    constants = dataclasses.replace(task(False, 1)[0], norms_every=2)
+    step = jax.jit(functools.partial(apply_gradients, constants, optimizer))
+    gradient = {"bias": jnp.array([0.0, 0.5]), "kernel": jnp.ones((2, 2))}
+    reduced = {"gradient": gradient, "stats": {}, "metrics": {"loss": jnp.float32(1), "accuracy": jnp.float32(0)}}
+    state, first = step(state, reduced)
+    assert all((values == 0).all() for values in first["norms"].values())
+    before = np.linalg.norm(state.params["kernel"])
+    state, second = step(state, reduced)
+    found = {kind: values.tolist() for kind, values in second["norms"].items()}
+    assert found["parameter_norm"] == pytest.approx([np.hypot(3.0, 4.0 - 0.5 * 0.5), before])
+    assert found["gradient_norm"] == pytest.approx([0.5, 2.0])
+    assert found["trust_ratio"] == pytest.approx([1.0, 0.02 * before / (2.0 + 0.01 * before)])

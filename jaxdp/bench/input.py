@@ -24,10 +24,10 @@ import numpy as np
 
 from jaxdp import compat, parse
 from jaxdp.bench import step_parts
-from jaxdp.bench.peers import running_peers
+from jaxdp.bench.peers import check_python, running_loaders
 from jaxdp.data.nodes import Group
 from jaxdp.data.order import Deal, Order
-from jaxdp.world import World, is_launched
+from jaxdp.world import World
 
 if TYPE_CHECKING:
     from jaxdp.data.feed import Ahead
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jaxdp.step import Batch
 
 _CHANNELS = 3
+_NUM_CLASSES = 10
 _PREFETCH, _EXCHANGE_STEPS = 2, 16
 _WARMUP = 4
 
@@ -85,10 +86,7 @@ def main(words: Sequence[str], world: World) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     parse.check_writable(arguments.json)
-    if arguments.peers is not None and (is_launched() or not arguments.peers.is_file()):
-        raise ValueError(
-            f"--peers is a Python (launch/peers makes one), for one rank without mpirun, not {str(arguments.peers)!r}"
-        )
+    check_python(arguments.peers)
     if arguments.steps <= _WARMUP:
         raise ValueError(f"--steps is more than the {_WARMUP} that warm up, not {arguments.steps}")
 
@@ -121,7 +119,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     engine = make_engine("native", world)
     image_bytes = size * size * _CHANNELS
     count = max(arguments.batch * world.size, arguments.bytes // image_bytes)
-    source = open_synthetic(f"{PREFIX}{count}:1:{size}:{step_parts.NUM_CLASSES}")
+    source = open_synthetic(f"{PREFIX}{count}:1:{size}:{_NUM_CLASSES}")
     group = Group.of(world, 1).opened(world.data_comm)
     check_memory(source, world, {"train": group})
     split = read(source, "train", world, group)
@@ -142,7 +140,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     }
     with contextlib.ExitStack() as stack:
         if arguments.peers is not None:
-            peers = stack.enter_context(running_peers(arguments.peers, images_NHWC, arguments.batch, arguments.steps))
+            peers = stack.enter_context(running_loaders(arguments.peers, images_NHWC, arguments.batch, arguments.steps))
             ways |= {way: functools.partial(peers.measure, way) for way in peers.ways}
         # The first round warms up, and tells which settings of the peers are worth another one.
         chosen = _fastest({name: way() for name, way in ways.items()}, most=2)

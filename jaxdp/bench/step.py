@@ -2,7 +2,8 @@
 
 The floor of a step on a network is the forward pass, the backward pass until the first bucket is ready, and then the
 longer of the rest of the backward pass and the transfer: bytes on the wire over the goodput of a plain MPI stream. All
-is measured in one run, interleaved, on the slowest rank.
+is measured in one run, interleaved, on the slowest rank. With --peers=.venv-peers/bin/python (made by launch/peers) so
+is torch's step of the same model on one rank, compiled or eager: images channels_last, bfloat16 by autocast.
 
 One engine a run, as engines disturb one another: compare them by runs in turn.
 """
@@ -10,19 +11,24 @@ One engine a run, as engines disturb one another: compare them by runs in turn.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from jaxdp import compat, parse
 from jaxdp.bench import step_parts, trace
+from jaxdp.bench.peers import check_python, running_steps
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.config import ENGINES
 from jaxdp.world import World
+
+_TORCH_HAS = ("resnet50",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Row:
       goodput_gbit_s: of the stream.
       p95_step_s: of the whole step.
       progress_share: of a core, used by the native engine's thread in the step, on the busiest rank.
+      tflop_s: of a rank in the whole step, counting those of forward and backward.
+      peer: the fastest of the peers.
+      peer_s: its step.
       seconds: of each repetition of the step.
     """
 
@@ -63,6 +72,9 @@ class Row:
     goodput_gbit_s: float
     p95_step_s: float
     progress_share: float
+    tflop_s: float
+    peer: str | None
+    peer_s: float | None
     seconds: list[float]
 
 
@@ -98,12 +110,14 @@ def make_parser() -> parse.Parser:
     add = parser.add_argument
     add("--engine", choices=ENGINES, help="default %(default)s")
     add("--model", choices=tuple(step_parts.MODELS), help="default %(default)s")
-    add("--image_size", type=parse.number, help="height and width; default %(default)s")
+    add("--image_size", type=parse.number, help="height and width; default 32, or 224 for resnet50")
+    add("--dtype", choices=("float32", "bfloat16"), help="in which the model computes; default %(default)s")
     add("--batch", type=parse.number, help="images a rank; default %(default)s")
     add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), help="default %(default)s")
     add("--wire", choices=tuple(WIRES), help="what float32 is on the wire")
     add("--bucket", type=parse.size, help="with which a bucket is closed; default %(default)s")
     add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default 10")
+    add("--peers", type=pathlib.Path, help="a Python with torch and torchvision, to measure it beside; one rank only")
     add("--json", type=pathlib.Path, help="a file for the row")
     add("--plot", type=pathlib.Path, help="a file for a picture of rank 0's last step; native only")
     add("--trace", type=pathlib.Path, help="a file for the last step in Chrome's trace format; native only")
@@ -113,6 +127,12 @@ def make_parser() -> parse.Parser:
 
 def _check(arguments: argparse.Namespace) -> None:
     parse.check_writable(arguments.json, arguments.trace, arguments.plot)
+    check_python(arguments.peers)
+    if arguments.peers is not None and arguments.model not in _TORCH_HAS:
+        raise ValueError(
+            f"--peers is for models that torchvision has, which {arguments.model!r} of this benchmark is not: use "
+            f"--model={_TORCH_HAS[0]}"
+        )
     if (arguments.trace or arguments.plot) and arguments.engine != "native":
         raise ValueError(f"--trace and --plot show the buckets of the native engine, not those of {arguments.engine}")
     if arguments.wire != "float32" and arguments.engine == "xla":
@@ -122,13 +142,38 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[list[trace.Span]]]:
+    fields = [field.name for field in dataclasses.fields(step_parts.Setting)]
+    parts = step_parts.make_parts(step_parts.Setting(**{name: getattr(arguments, name) for name in fields}), world)
+    with contextlib.ExitStack() as stack:
+        peers: dict[str, Callable[[], float]] = {}
+        if arguments.peers is not None:
+            size = arguments.image_size or step_parts.MODELS[arguments.model].image_size
+            torch = stack.enter_context(
+                running_steps(
+                    arguments.peers,
+                    model=arguments.model,
+                    batch=arguments.batch,
+                    image_size=size,
+                    dtype=arguments.dtype,
+                    threads=world.threads,
+                )
+            )
+            peers = {way: functools.partial(torch.measure, way) for way in torch.ways}
+        return _timed(arguments, parts, peers, world)
+
+
+def _timed(
+    arguments: argparse.Namespace,
+    parts: step_parts.Parts,
+    peers: Mapping[str, Callable[[], float]],
+    world: World,
+) -> tuple[Row, list[list[trace.Span]]]:
     import jax
 
     from jaxdp.collectives import run_native
 
-    fields = [field.name for field in dataclasses.fields(step_parts.Setting)]
-    parts = step_parts.make_parts(step_parts.Setting(**{name: getattr(arguments, name) for name in fields}), world)
     native = run_native.engine_of(world)
+    of_peers: dict[str, list[float]] = {way: [] for way in peers}
     timed: dict[str, list[float]] = {name: [] for name in ("first", *parts.programs)}
     goodputs, progress = [], 0.0
     marks = (0.0, 0.0)
@@ -147,6 +192,10 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
                     # On an accelerator no bucket leaves before the program of all of them has ended.
                     ready = [event.start_s for event in native.events() if event.start_s >= start] or [marks[1]]
                     timed["first"].append(min(ready) - start)
+        for way, measure in peers.items():
+            seconds_of_peer = measure()
+            if repetition >= 0:
+                of_peers[way].append(seconds_of_peer)
         if repetition >= 0:
             goodputs.append(step_parts.goodput(world))
     spans = trace.of_step(marks, parts.engine.num_devices, world) if arguments.trace or arguments.plot else []
@@ -155,6 +204,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
     goodput = float(np.median(goodputs)) if world.size > 1 else 0.0
     num_bytes = sum(parts.bucket_bytes) * WIRES[arguments.wire] // WIRES["float32"]
     transfer = 2 * (world.size - 1) / world.size * num_bytes * 8e-9 / goodput if world.size > 1 else 0.0
+    peer = min(of_peers, key=lambda way: np.median(of_peers[way]), default=None)
     until_first = max(median["forward"], median["first"])
     row = Row(
         engine=arguments.engine,
@@ -173,6 +223,9 @@ def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[lis
         goodput_gbit_s=goodput,
         p95_step_s=float(np.percentile(seconds["step"], 95)),
         progress_share=max(world.allgather(progress / sum(timed["step"]))),
+        tflop_s=parts.flops / median["step"] * 1e-12,
+        peer=peer,
+        peer_s=None if peer is None else float(np.median(of_peers[peer])),
         seconds=seconds["step"].tolist(),
     )
     return row, spans
@@ -194,5 +247,7 @@ def _text(row: Row) -> str:
         f"{row.buckets} buckets, stream {row.goodput_gbit_s:.3f} Gbit/s\n"
         + "  ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
         + f"  step / floor {row.step_s / row.floor_s:.3f}  step / by hand {row.step_s / row.plain_s:.3f}"
+        + f"  {row.tflop_s:.4g} TFLOP/s"
+        + (f"  {row.peer} {row.peer_s * 1e3:.1f} ms, {row.peer_s / row.step_s:.3f} of it" if row.peer_s else "")
         + (f"  progress thread {row.progress_share:.2f} of a core" if row.engine == "native" else "")
     )

@@ -20,12 +20,27 @@ if TYPE_CHECKING:
     from jaxdp.engines import Engine
     from jaxdp.step import Batch
 
-# What a model needs beside its name.
-MODELS: dict[str, dict[str, Any]] = {
-    "cnn": {"width": 64},
-    "resnet18": {"stem": "cifar", "zero_gamma": True, "norm_momentum": 0.9, "norm_epsilon": 1e-5},
+
+class Model(NamedTuple):
+    """What a model needs beside its name.
+
+    Attributes:
+      options: its own.
+      image_size: height and width, if not asked for others.
+      num_classes: K.
+    """
+
+    options: dict[str, Any]
+    image_size: int
+    num_classes: int
+
+
+_RESNET = {"zero_gamma": True, "norm_momentum": 0.9, "norm_epsilon": 1e-5}
+MODELS = {
+    "cnn": Model({"width": 64}, 32, 10),
+    "resnet18": Model({"stem": "cifar", **_RESNET}, 32, 10),
+    "resnet50": Model({"stem": "imagenet", **_RESNET}, 224, 1000),
 }
-NUM_CLASSES = 10
 _RATE = 1e-3
 # Of the stream that tells the goodput: messages that are under way together, and for how long it runs.
 _STREAM_BYTES, _STREAM_MESSAGES, _STREAM_SECONDS = 2**20, 4, 0.3
@@ -38,8 +53,9 @@ class Setting:
 
     engine: str = "native"
     model: str = "resnet18"
-    image_size: int = 32
+    image_size: int | None = None
     batch: int = 16
+    dtype: str = "float32"
     algorithm: str = "multicolor"
     wire: str = "float32"
     bucket: int = 4_000_000
@@ -52,12 +68,14 @@ class Parts(NamedTuple):
       programs: by name; each returns what it computes, perhaps before that is there.
       step_on: the step on another batch than its own; its metrics.
       bucket_bytes: of each bucket of the step.
+      flops: of forward and backward on a batch, two a multiply-add.
       engine: that runs it.
     """
 
     programs: dict[str, Callable[[], Any]]
     step_on: Callable[[Batch], Any]
     bucket_bytes: list[int]
+    flops: float
     engine: Engine
 
 
@@ -83,9 +101,15 @@ def make_parts(setting: Setting, world: World) -> Parts:
     from jaxdp.step import Batch, Task, apply_gradients, forward_backward, reduced_order, reduced_shapes
 
     engine = make_engine(setting.engine, world)
-    shape = (setting.image_size, setting.image_size, 3)
+    model = MODELS[setting.model]
+    size = setting.image_size or model.image_size
+    shape = (size, size, 3)
     network, params, stats = Network.create(
-        setting.model, MODELS[setting.model], image_shape=shape, num_classes=NUM_CLASSES, seed=0
+        setting.model,
+        model.options | {"dtype": setting.dtype},
+        image_shape=shape,
+        num_classes=model.num_classes,
+        seed=0,
     )
     task = Task(network, (0.5,), (0.25,), setting.batch * world.size, padded=False)
     rule = OptimizerConfig(
@@ -120,7 +144,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
     allreduce = engine.make_allreduce(config, world, layout, None)
     rng = np.random.default_rng(world.rank)
     about = np.zeros((setting.batch, 4), np.int32)
-    about[:, 0], about[:, 1] = rng.integers(0, NUM_CLASSES, setting.batch), 1
+    about[:, 0], about[:, 1] = rng.integers(0, model.num_classes, setting.batch), 1
     batch = Batch(rng.integers(0, 256, (setting.batch, *shape), np.uint8), about)
 
     # The parts run on the first device of this rank, by themselves.
@@ -157,7 +181,8 @@ def make_parts(setting: Setting, world: World) -> Parts:
         "plain": lambda: going_on("plain", plain, mine[2]),
         "step": lambda: going_on("step", step, placed),
     }
-    return Parts(programs, lambda images: going_on("step", step, images)[1], layout.sizes, engine)
+    analysis: Any = jax.jit(functools.partial(forward_backward, task)).lower(*mine).cost_analysis()
+    return Parts(programs, lambda images: going_on("step", step, images)[1], layout.sizes, analysis["flops"], engine)
 
 
 def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:

@@ -28,6 +28,7 @@ class Source:
       file_bytes: of all of them, about; None likewise.
       shards: the files that the records of each split are in.
       content: what the data is made of; it tells one version of it from another.
+      class_names: of each class; None where they have none.
       resized: whether images are made to have that shape: the shorter side resized, the middle cut out.
     """
 
@@ -41,6 +42,7 @@ class Source:
     file_bytes: Mapping[str, int] | None
     shards: Mapping[str, Sequence[pathlib.Path]]
     content: str
+    class_names: tuple[str, ...] | None = None
     resized: bool = False
 
     def example_bytes(self, split: str, *, encoded: bool) -> float:
@@ -60,7 +62,13 @@ class Source:
 
 
 def of_examples(
-    name: str, train: Sequence[tuple[Any, int]], test: Sequence[tuple[Any, int]], *, num_classes: int, version: str
+    name: str,
+    train: Sequence[tuple[Any, int]],
+    test: Sequence[tuple[Any, int]],
+    *,
+    num_classes: int,
+    version: str,
+    class_names: Sequence[str] | None = None,
 ) -> Source:
     """A data set of one's own, for `config.data.name`: what a function of that name returns.
 
@@ -71,10 +79,13 @@ def of_examples(
       test: likewise.
       num_classes: K.
       version: of the data; a run goes on with the same one only.
+      class_names: of each class, for predictions.
 
     Raises:
-      ValueError: the first image is not uint8 [H, W, C].
+      ValueError: there are more names than classes, or fewer; or the first image is not uint8 [H, W, C].
     """
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"{name!r} has {num_classes} classes, but {len(class_names)} names of them")
     splits = {"train": train, "test": test}
     image = np.asarray(train[0][0])
     if image.dtype != np.uint8 or image.ndim != 3:
@@ -91,6 +102,7 @@ def of_examples(
         file_bytes=None,
         shards={"train": (), "test": ()},
         content=repr((name, version, num_classes, len(train), len(test))),
+        class_names=None if class_names is None else tuple(class_names),
     )
 
 

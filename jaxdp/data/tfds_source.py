@@ -97,6 +97,7 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
         file_bytes={name: info.num_bytes for name, info in infos.items()},
         shards={name: [pathlib.Path(path) for path in info.filepaths] for name, info in infos.items()},
         content=repr([(split, infos[split].shard_lengths, infos[split].num_bytes) for split in sorted(infos)]),
+        class_names=tuple(features["label"].names),
         resized=stored != shape,
     )
 

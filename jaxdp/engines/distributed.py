@@ -16,7 +16,7 @@ from jaxdp.collectives.allreduce import BucketSum
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.engines.local import AXIS, LocalEngine, TrainStep, as_varying
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task, apply_gradients, forward_backward
+from jaxdp.step import Batch, BatchSum, Task, apply_gradients, forward_backward
 
 if TYPE_CHECKING:
     from jaxdp.config import AllreduceConfig
@@ -82,6 +82,11 @@ class DistributedEngine:
         count = len(layout.members)
         platform = self.mesh.devices.flat[0].platform
         return Psum(f"psum; {count} bucket{'s' * (count > 1)}, by XLA ({'gloo' if platform == 'cpu' else platform})")
+
+    def make_batch_sums(self, world: World) -> Callable[[], BatchSum]:
+        """What sums arrays over all devices of all ranks in a forward pass, see `Task`."""
+        del world
+        return lambda: lambda array: jax.lax.psum(array, AXIS)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies of these arrays, the same on all ranks, on every device of every rank."""

@@ -11,9 +11,10 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxdp.collectives.allreduce import BlockingAllreduce, BucketSum, NativeAllreduce, make_allreduce
+from jaxdp.collectives.batch_sum import make_batch_sums
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
+from jaxdp.step import Batch, BatchSum, Task, apply_gradients, evaluate_batch, forward_backward
 
 if TYPE_CHECKING:
     from jaxdp.config import AllreduceConfig
@@ -76,6 +77,22 @@ class LocalEngine:
     ) -> BlockingAllreduce | NativeAllreduce:
         """What sums the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
         return make_allreduce(config, world, layout, chosen, axis=AXIS, parts=self.num_devices if self.fused else 1)
+
+    def make_batch_sums(self, world: World) -> Callable[[], BatchSum] | None:
+        """What sums arrays over all devices of all ranks in a forward pass, see `Task`; None if there is one device.
+
+        Messages inside a forward pass take a step that is one program; one of three ends the job with a message.
+        """
+        with world.together():
+            if not self.fused:
+                raise ValueError(
+                    f"the engine {self.name!r} has buckets of gradients cross between {self.num_devices} x "
+                    f"{self.mesh.devices.flat[0].device_kind} a rank through the host, behind the backward pass: "
+                    "config.batch_statistics 'world' needs config.allreduce.engine 'xla' here"
+                )
+        if world.size * self.num_devices == 1:
+            return None
+        return make_batch_sums(self.name, world, axis=AXIS, num_devices=self.num_devices)
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies of these arrays on every local device."""

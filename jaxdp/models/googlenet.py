@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdp.models.layers import dropout, local_response_norm
+from jaxdp.models.layers import BatchNorm, dropout, local_response_norm
 
 # Table 1 of the paper: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection; and what comes between them: a pooling,
 # or an auxiliary head.
@@ -141,7 +141,7 @@ class GoogLeNet(nnx.Module):
     ):
         if min(image_shape[:2]) < _SMALLEST:
             raise ValueError(f"googlenet needs images of {_SMALLEST}x{_SMALLEST} or more, not {image_shape[:2]}")
-        norm = functools.partial(nnx.BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon) if normalised else None
+        norm = functools.partial(BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon) if normalised else None
         conv = functools.partial(_Conv, norm=norm, dtype=dtype)
         self.normalised, self.weight, self.rate = normalised, auxiliary_weight, dropout
         self.stem = conv(image_shape[2], 64, 7, stride=2, rngs=rngs)

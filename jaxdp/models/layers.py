@@ -2,8 +2,67 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+_batch_sum: contextvars.ContextVar[Callable[[jax.Array], jax.Array] | None] = contextvars.ContextVar(
+    "batch_sum", default=None
+)
+
+
+@contextlib.contextmanager
+def batch_statistics_over(batch_sum: Callable[[jax.Array], jax.Array] | None) -> Iterator[None]:
+    """Inside, while JAX traces, `BatchNorm` takes its statistics over more than the batch of its device.
+
+    Args:
+      batch_sum: an array to its sum over all devices that are to share statistics, differentiable; None for none.
+    """
+    before = _batch_sum.set(batch_sum)
+    try:
+        yield
+    finally:
+        _batch_sum.reset(before)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation (Ioffe and Szegedy 2015), by the statistics of a device's batch, or of the global one.
+
+    See `flax.nnx.BatchNorm`, and `batch_statistics_over` for the latter.
+    """
+
+    def __call__(
+        self, x_BX: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """The same shape.
+
+        Args:
+          x_BX: [B, ..., C].
+          use_running_average: normalise by the running statistics.
+          mask: bool [B, 1, ...], which examples count.
+        """
+        batch_sum = _batch_sum.get()
+        if use_running_average or batch_sum is None:
+            return super().__call__(x_BX, use_running_average, mask=mask)
+        precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
+        axes = tuple(range(x_BX.ndim - 1))
+        # Where x is, so that it varies over the same devices.
+        ones_BX = jnp.ones_like(precise_BX[..., :1])
+        parts = [jnp.sum(part_BX, axes, where=mask) for part_BX in (precise_BX, jnp.square(precise_BX), ones_BX)]
+        mean_C, square_C, count_1 = jnp.split(batch_sum(jnp.concatenate(parts)), [x_BX.shape[-1], 2 * x_BX.shape[-1]])
+        mean_C, square_C = mean_C / count_1, square_C / count_1
+        variance_C = jnp.maximum(0.0, square_C - jnp.square(mean_C))
+        for running, now_C in ((self.mean, mean_C), (self.var, variance_C)):
+            running[...] = self.momentum * running[...] + (1 - self.momentum) * now_C
+        y_BX = (precise_BX - mean_C) * jax.lax.rsqrt(variance_C + self.epsilon)
+        scaled_BX = y_BX * (1.0 if self.scale is None else self.scale[...]) + (
+            0.0 if self.bias is None else self.bias[...]
+        )
+        return scaled_BX.astype(x_BX.dtype if self.dtype is None else self.dtype)
 
 
 def dropout(x_BX: jax.Array, rate: float, key_B: jax.Array | None, *, layer: int) -> jax.Array:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdp.models.layers import BatchNorm
+
 Layer = Callable[..., Any]
 
 STEMS = ("imagenet", "cifar")
@@ -115,7 +117,7 @@ class ResNet(nnx.Module):
         if block not in _BLOCKS:
             raise ValueError(f"config.model.block is {block!r}, known are {', '.join(_BLOCKS)}")
         conv = functools.partial(_conv, dtype=dtype)
-        norm = functools.partial(nnx.BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon, dtype=dtype)
+        norm = functools.partial(BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon, dtype=dtype)
         self.pools = stem == "imagenet"
         size, stride, padding = (7, 2, 3) if self.pools else (3, 1, 1)
         self.stem = conv(image_shape[2], width, (size, size), strides=stride, padding=padding, rngs=rngs)

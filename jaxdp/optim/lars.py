@@ -1,12 +1,22 @@
 """LARS by the equation of You, Gitman and Ginsburg (2017, arXiv 1708.03888, algorithm 1)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 PyTree = Any
+
+
+class LocalRates(NamedTuple):
+    """What is kept of a step, for those who watch it.
+
+    Attributes:
+      trust_ratio: a tree like the parameters: the local rate of each array, of its dtype, 1 where it is not scaled.
+    """
+
+    trust_ratio: PyTree
 
 
 def scale_by_local_rate(
@@ -27,20 +37,28 @@ def scale_by_local_rate(
       scaled: a tree of bools like the parameters, True for arrays that are decayed and scaled.
     """
 
-    def local(gradient: jax.Array, weight: jax.Array, is_scaled: bool) -> jax.Array:
+    def ratio_of(gradient: jax.Array, weight: jax.Array, is_scaled: bool) -> jax.Array:
         if not is_scaled:
-            return gradient
+            return jnp.ones((), weight.dtype)
         weight_norm, gradient_norm = jnp.linalg.norm(weight.ravel()), jnp.linalg.norm(gradient.ravel())
         denominator = gradient_norm + weight_decay * weight_norm
         applies = (weight_norm > 0) & (gradient_norm > 0)
         ratio = trust_coefficient * weight_norm / jnp.where(applies, denominator, 1.0)
-        return jnp.where(applies, ratio, 1.0) * (gradient + weight_decay * weight)
+        return jnp.where(applies, ratio, 1.0)
 
-    def update(updates: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
+    def local(gradient: jax.Array, weight: jax.Array, ratio: jax.Array, is_scaled: bool) -> jax.Array:
+        return ratio * (gradient + weight_decay * weight) if is_scaled else gradient
+
+    def init(params: PyTree) -> LocalRates:
+        return LocalRates(jax.tree.map(lambda leaf: jnp.ones((), leaf.dtype), params))
+
+    def update(updates: PyTree, state: LocalRates, params: PyTree = None) -> tuple[PyTree, LocalRates]:
         assert params is not None, "LARS needs the parameters"
-        return jax.tree.map(local, updates, params, scaled), state
+        del state
+        ratios = jax.tree.map(ratio_of, updates, params, scaled)
+        return jax.tree.map(local, updates, params, ratios, scaled), LocalRates(ratios)
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
+    return optax.GradientTransformation(init, update)
 
 
 def lars(

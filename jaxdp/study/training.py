@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdp.build import make_augmentation, make_task
 from jaxdp.config import Config
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.source import Source
-from jaxdp.loop import make_augmentation, make_task
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.optim.schedules import make_schedule

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdp.bench import plots, scaling, schedule
+from jaxdp.bench.peers import running_steps
 from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
 
 
@@ -215,6 +216,24 @@ def test_peers_are_measured_in_the_same_run_and_their_fastest_setting_counts(job
     found = {row["loader"]: row["images_per_second"] for row in json.loads(rows.read_text())["rows"]}
     assert list(found) == ["jaxdp", "memcpy", "Sieve: fast"]
     assert found["Sieve: fast"] == 8 * 4 / 4.0
+
+
+def test_a_peers_steps_are_asked_for_one_by_one(tmp_path):
+    python, asked = tmp_path / "python", tmp_path / "asked"
+    python.write_text(FAKE.replace("#!/bin/sh", f'#!/bin/sh\necho "$@" > {asked}'))
+    python.chmod(0o755)
+    with running_steps(python, model="resnet50", batch=4, image_size=64, dtype="bfloat16", threads=2) as peers:
+        assert [peers.measure(way) for way in reversed(peers.ways)] == [4.0, 8.0]
+    program, *words = asked.read_text().split()
+    assert program.endswith("peer_steps.py")
+    assert words == ["resnet50", "4", "64", "bfloat16", "2"]
+
+
+def test_a_model_that_torch_does_not_have_is_refused(jobs):
+    words = ["--model=cnn", f"--peers={sys.executable}"]
+    ended = jobs.run(0, "-m", "jaxdp.bench", "step", *words)
+    assert ended.code == 2
+    assert "torchvision has, which 'cnn' of this benchmark is not: use --model=resnet50" in ended.err
 
 
 @pytest.mark.parametrize(

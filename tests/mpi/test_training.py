@@ -66,10 +66,12 @@ def train(
     choice=TREES,
     over=None,
     staged=False,
+    batch_statistics_of=None,
 ):
     """The losses, and the fingerprint of the state after every step; by the native engine over this world, if any.
 
-    Staged: as with an accelerator, buckets pass through the host, each in a program of its own.
+    Staged: as with an accelerator, buckets pass through the host, each in a program of its own. Batch statistics are
+    those of each device, or of a world.
     """
     network, params, stats = Network.create(
         model, MODELS[model] | {"dtype": np.dtype(dtype).name}, image_shape=(8, 8, 1), num_classes=10, seed=0
@@ -83,6 +85,8 @@ def train(
     deal = Deal(batch_size, data_comm.size, devices)
     state = engine.replicate(TrainState.create(params, stats, chain))
     task = Task(network, (0.5,), (0.25,), batch_size, deal.padded)
+    if batch_statistics_of is not None:
+        task = dataclasses.replace(task, batch_sums=engine.make_batch_sums(batch_statistics_of))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), reduced_shapes(state))
     layout = Buckets.plan(shapes, bucket_bytes=10_000)
     blocking = BlockingAllreduce([choice] * len(layout.members), device_comm)
@@ -115,8 +119,8 @@ def only_with(ranks, world):
 
 
 @functools.cache
-def alone(**common):
-    return train("cnn", device_comm=MPI.COMM_SELF, data_comm=MPI.COMM_SELF, devices=1, **common)[0]
+def alone(model="cnn", **common):
+    return train(model, device_comm=MPI.COMM_SELF, data_comm=MPI.COMM_SELF, devices=1, **common)[0]
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,22 @@ def test_the_number_of_ranks_changes_nothing_but_rounding(world, ranks, engine, 
         over = world if engine == "native" else None
         together, _ = train("cnn", **comms, devices=devices, over=over, staged=staged, **common)
         np.testing.assert_allclose(together, alone(**common), rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "engine", "devices", "batch_size"),
+    [({2}, "native", 2, 6), ({3}, "native", 1, 13), ({4}, "native", 2, 5), ({3}, "mpi4jax", 1, 13)],
+)
+def test_batch_statistics_of_the_world_do_not_depend_on_the_number_of_ranks(world, ranks, engine, devices, batch_size):
+    """Also where a device has no real example (5 examples on 8 devices)."""
+    only_with(ranks, world)
+    common = {"batch_size": batch_size, "steps": 8, "dtype": np.float64}
+    comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
+    over = world if engine == "native" else None
+    with jax.enable_x64(True):
+        losses, prints = train("resnet", **comms, devices=devices, over=over, batch_statistics_of=world, **common)
+        np.testing.assert_allclose(losses, alone("resnet", **common), rtol=1e-9)
+    assert all(others == prints for others in world.allgather(prints))
 
 
 @pytest.mark.parametrize(

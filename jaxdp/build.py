@@ -1,0 +1,182 @@
+"""From a config to the parts of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+
+from jaxdp import __version__, compat
+from jaxdp.checkpoint import Position
+from jaxdp.collectives.buckets import Buckets
+from jaxdp.config import Config
+from jaxdp.data.augment import Augmentation
+from jaxdp.data.catalog import open_source
+from jaxdp.data.decode import Decoder, RandomCrop
+from jaxdp.data.load import check_memory, read
+from jaxdp.data.nodes import Group
+from jaxdp.data.order import Deal, Order
+from jaxdp.data.partition import Partitions
+from jaxdp.data.source import Source
+from jaxdp.data.split import Split
+from jaxdp.data.tfds_source import prepare_digits
+from jaxdp.engines import Engine, make_engine
+from jaxdp.evaluation import Evaluation
+from jaxdp.models.network import Network
+from jaxdp.named import find
+from jaxdp.optim.factory import make_optimizer
+from jaxdp.optim.schedules import make_schedule
+from jaxdp.plan import Plan
+from jaxdp.state import TrainState
+from jaxdp.step import Task, reduced_order, reduced_shapes
+from jaxdp.world import World
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All parts of a run, built from its config and not changed by it.
+
+    Attributes:
+      groups: of ranks, those that hold each split between them.
+      first_state: before the first step, on this rank's host.
+      layout: the buckets of what crosses between ranks in a step.
+    """
+
+    config: Config
+    world: World
+    plan: Plan
+    source: Source
+    engine: Engine
+    deal: Deal
+    groups: dict[str, Group]
+    task: Task
+    learning_rate: optax.Schedule
+    optimizer: optax.GradientTransformation
+    first_state: TrainState
+    layout: Buckets
+
+    def evaluation(self, split: Split) -> Evaluation:
+        """Of this rank's share of a split, in batches as large as those of training."""
+        size = self.deal.per_device * self.engine.num_devices
+        return Evaluation(self.task, self.engine, split, batch_size=size, world=self.world)
+
+    @property
+    def partitions(self) -> Partitions | None:
+        """Of the training split, if that is how it is shuffled."""
+        data, size = self.config.data, self.plan.num_examples
+        if data.shuffle != "partition":
+            return None
+        assert data.partitions is not None
+        return Partitions(size, data.partitions, data.exchange_every, self.config.batch_size, self.config.seed)
+
+    @property
+    def order(self) -> Order:
+        """Of the examples in training."""
+        of_epoch = None if self.partitions is None else self.partitions.order
+        return Order(self.plan.num_examples, self.config.batch_size, self.config.seed, of_epoch)
+
+    def read(self, split: str, *, holdings: np.ndarray | None = None, bar: bool = False) -> Split:
+        """Reads a split, see `load.read`."""
+        decoder = None
+        if self.config.data.storage == "encoded":
+            decoder = self._training_decoder if split == "train" else Decoder(self.source.image_shape)
+        group = self.groups[split]
+        return read(self.source, split, self.world, group, decoder=decoder, holdings=holdings, bar=bar)
+
+    @property
+    def _training_decoder(self) -> Decoder:
+        data = self.config.data
+        if data.crop != "resized":
+            return Decoder(self.source.image_shape)
+        crop = RandomCrop(self.config.seed, data.crop_area, data.crop_ratio)
+        return Decoder(self.task.augmentation.shape(self.source.image_shape), crop)
+
+    def check_memory(self) -> None:
+        """Checks that the data fits, see `load.check_memory`."""
+        rows = int(np.diff(self.deal.rank_bounds).max()) * self.config.data.exchange_steps
+        encoded = self.config.data.storage == "encoded"
+        check_memory(self.source, self.world, self.groups, encoded=encoded, rows_ahead=rows)
+
+    @property
+    def position_at_start(self) -> Position:
+        return Position(0, self.config.seed, self.source.fingerprint, self.plan.num_examples, self.config.batch_size)
+
+
+def build(config: Config, world: World) -> Run:
+    """Makes every part that the config names; a user's mistake in any of them ends the job with one message."""
+    compat.use_compilation_cache(rank=world.rank, size=world.size)
+    engine = make_engine(config.allreduce.engine, world)
+    prepare_digits(config.data, world)
+    with world.together():
+        source = open_source(config.data)
+        groups = {split: Group.of(world, count) for split, count in (("train", config.data.groups), ("test", 1))}
+        augmentation = make_augmentation(config)
+        network, params, stats = Network.create(
+            config.model.name,
+            config.model.options,
+            image_shape=augmentation.shape(source.image_shape),
+            num_classes=source.num_classes,
+            seed=config.seed,
+        )
+    world.require_equal("number of local devices", engine.num_devices)
+    world.require_equal("version of jaxdp", __version__)
+    world.require_equal("data set", source.fingerprint)
+    with world.together():
+        plan = Plan.of(config, source.sizes["train"])
+    deal = Deal(config.batch_size, world.size, engine.num_devices, config.microbatches)
+    learning_rate = jax.jit(make_schedule(config.schedule, plan))
+    optimizer = make_optimizer(config.optimizer, learning_rate, params)
+    first_state = TrainState.create(params, stats, optimizer, averages=config.average_decay is not None)
+    task = make_task(config, network, deal)
+    if config.batch_statistics == "world":
+        task = dataclasses.replace(task, batch_sums=engine.make_batch_sums(world))
+    order = reduced_order(task, first_state, source.image_shape)
+    return Run(
+        config=config,
+        world=world,
+        plan=plan,
+        source=source,
+        engine=engine,
+        deal=deal,
+        groups=groups,
+        task=task,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        first_state=first_state,
+        layout=Buckets.plan(reduced_shapes(first_state), bucket_bytes=config.allreduce.bucket_bytes, order=order),
+    )
+
+
+def make_task(config: Config, network: Network, deal: Deal) -> Task:
+    """The constants of the step."""
+    return Task(
+        network=network,
+        mean=config.data.mean,
+        std=config.data.std,
+        batch_size=config.batch_size,
+        padded=deal.padded,
+        augmentation=make_augmentation(config),
+        microbatches=config.microbatches,
+        label_smoothing=config.label_smoothing,
+        average_decay=config.average_decay,
+        norms_every=config.norms_every_steps,
+    )
+
+
+def make_augmentation(config: Config) -> Augmentation:
+    """What the config says of it."""
+    data = config.data
+    # Files are cropped as they are decoded.
+    crop = "none" if data.storage == "encoded" and data.crop == "resized" else data.crop
+    return Augmentation(
+        seed=config.seed,
+        image_size=data.image_size,
+        crop=crop,
+        padding=data.crop_padding,
+        area=data.crop_area,
+        ratio=data.crop_ratio,
+        flip=data.flip,
+        own=find("config.data.augment", data.augment) if data.augment is not None else None,
+    )

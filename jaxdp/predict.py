@@ -1,0 +1,102 @@
+"""Says what a trained network sees in images.
+
+  python -m jaxdp.predict --workdir=runs/digits photo.png folder/
+
+--workdir=FOLDER  of the run, or of one checkpoint in it
+--top=N           classes of each image, the most likely ones first (default: 5)
+--json=FILE       write them as lines of JSON too
+
+Folders stand for all files in them. Under mpirun the ranks share the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdp import compat, parse, world
+from jaxdp.world import World
+
+_BATCH = 32
+
+
+def predict(words: Sequence[str], of_world: World) -> None:
+    """The command, on every rank."""
+    parser = parse.Parser("jaxdp.predict", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the run, or one checkpoint in it")
+    parser.add_argument("--top", type=parse.number, default=5, help="classes of each image; default %(default)s")
+    parser.add_argument("--json", type=pathlib.Path, help="a file for lines of JSON")
+    parser.add_argument("images", type=pathlib.Path, nargs="+", help="files, or folders of them")
+    arguments = parse.on_all_ranks(parser, words, lambda given: parse.check_writable(given.json), of_world)
+    if arguments is None:
+        return
+    compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
+    compat.use_compilation_cache(rank=of_world.rank, size=of_world.size)
+    with of_world.together():
+        files = list(_files(arguments.images))
+        found = list(_predictions(arguments.workdir, files[of_world.rank :: of_world.size], arguments.top))
+    of_ranks = of_world.allgather(found)
+    if not of_world.is_root:
+        return
+    lines = [of_ranks[number % of_world.size][number // of_world.size] for number in range(len(files))]
+    for line in lines:
+        print(line["image"], *(f" {name} {share:.4f}" for name, share in line["classes"]), flush=True)
+    if arguments.json:
+        parse.write_text(arguments.json, "\n".join(map(json.dumps, lines)))
+
+
+def _files(paths: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"there is no image {path}")
+        yield from sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _predictions(workdir: pathlib.Path, files: Sequence[pathlib.Path], top: int) -> Iterator[dict[str, Any]]:
+    import jax
+
+    from jaxdp.build import make_task
+    from jaxdp.data.decode import Decoder
+    from jaxdp.data.order import Deal
+    from jaxdp.saved import Saved
+
+    saved = Saved.read(workdir)
+    task = make_task(saved.config, saved.network, Deal(1, 1, 1))
+    decoder = Decoder(saved.labels.image_shape)
+    names = saved.labels.class_names or tuple(map(str, range(saved.labels.num_classes)))
+    weights = jax.device_put((saved.state.evaluated, saved.state.stats))
+
+    @jax.jit
+    def shares_of(weights: Any, image_BHWC: Any) -> Any:
+        view_BHWC = task.augmentation.test_view(task.normalise(image_BHWC))
+        params, stats = weights
+        logits_BK, _ = task.network.apply(params, stats, view_BHWC, train=False)
+        return jax.nn.softmax(logits_BK.astype("float32"))
+
+    for start in range(0, len(files), _BATCH):
+        some = files[start : start + _BATCH]
+        image_BHWC = np.zeros((_BATCH, *decoder.shape), np.uint8)
+        for row, file in enumerate(some):
+            try:
+                image_BHWC[row] = decoder(file.read_bytes(), example=0, epoch=0)
+            except OSError as error:
+                raise ValueError(f"{file} is no image that can be decoded: {error}") from error
+        for file, share_K in zip(some, np.asarray(shares_of(weights, image_BHWC)), strict=False):
+            likely = np.argsort(-share_K, kind="stable")[:top].tolist()
+            yield {"image": str(file), "classes": [(names[label], float(share_K[label])) for label in likely]}
+
+
+def main() -> None:
+    import sys
+
+    world.run(lambda of_world: predict(sys.argv[1:], of_world))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""A run that has been saved, without its data: for weights to begin with, and for predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxdp.build import make_augmentation
+from jaxdp.checkpoint import Checkpoints, Position
+from jaxdp.config import Config
+from jaxdp.models.network import Network
+from jaxdp.optim.factory import make_optimizer
+from jaxdp.state import TrainState
+from jaxdp.workdir import CHECKPOINTS, Labels, read_config, read_labels
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What there is to know of it.
+
+    Attributes:
+      config: of the run.
+      labels: what its network tells apart, and in what.
+      network: without a value.
+      state: of a checkpoint, host arrays.
+      position: of that checkpoint.
+    """
+
+    config: Config
+    labels: Labels
+    network: Network
+    state: TrainState
+    position: Position
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> Saved:
+        """A run by its workdir, which stands for its latest checkpoint, or by one checkpoint in it.
+
+        Raises:
+          ValueError: there is none there, or it is damaged.
+        """
+        step = int(path.name) if path.name.isdigit() and path.parent.name == CHECKPOINTS else None
+        workdir = path if step is None else path.parent.parent
+        config, labels = read_config(workdir), read_labels(workdir)
+        checkpoints = Checkpoints(workdir / CHECKPOINTS)
+        found = checkpoints.latest_step() if step is None else step
+        if found is None or not path.is_dir():
+            raise ValueError(f"there is no checkpoint in {path}: train first, or give another folder")
+        network = Network.abstract(
+            config.model.name,
+            config.model.options,
+            image_shape=make_augmentation(config).shape(labels.image_shape),
+            num_classes=labels.num_classes,
+        )
+        optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0), network.param_shapes)
+        averages = config.average_decay is not None
+        like = jax.eval_shape(
+            lambda params, stats: TrainState.create(params, stats, optimizer, averages=averages),
+            network.param_shapes,
+            network.stat_shapes,
+        )
+        state, position = checkpoints.restore(found, like)
+        return cls(config, labels, network, state, position)
+
+
+def begin_from(path: pathlib.Path, params: PyTree, stats: PyTree, *, skip: tuple[str, ...]) -> tuple[PyTree, PyTree]:
+    """Parameters and batch statistics with the values of another run, or of an archive.
+
+    Args:
+      path: a workdir, a checkpoint in one, or a file of `numpy.savez` with an array for each dotted name.
+      params: with their first values.
+      stats: likewise.
+      skip: the first parts of dotted names of what keeps its first values: "head" for "head.kernel" and "head.bias".
+
+    Raises:
+      ValueError: there is nothing there, or an array is missing or of another shape.
+    """
+    given = _archive(path) if path.suffix == ".npz" else _weights(path)
+    unused = set(skip)
+
+    def begin(at: Any, leaf: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(at, simple=True, separator=".")
+        for prefix in skip:
+            if f"{name}.".startswith(f"{prefix}."):
+                unused.discard(prefix)
+                return np.asarray(leaf)
+        there = given.get(name)
+        if there is None or there.shape != leaf.shape:
+            held = "missing" if there is None else "x".join(map(str, there.shape)) or "scalar"
+            raise ValueError(
+                f"config.init_from {str(path)!r} does not fit the model: {name} is {held} there, and "
+                f"{'x'.join(map(str, leaf.shape))} here: name what is to keep its first values in config.init_skip, "
+                f"as ({name.split('.')[0]!r},)"
+            )
+        return np.asarray(there, leaf.dtype)
+
+    begun = tuple(jax.tree_util.tree_map_with_path(begin, tree) for tree in (params, stats))
+    if unused:
+        raise ValueError(f"config.init_skip has {sorted(unused)[0]!r}, of which the model has no array: leave it out")
+    return begun[0], begun[1]
+
+
+def _weights(path: pathlib.Path) -> dict[str, np.ndarray]:
+    saved = Saved.read(path)
+    return _by_name(saved.state.evaluated) | _by_name(saved.state.stats)
+
+
+def _by_name(tree: PyTree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _archive(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return dict(archive)
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:  # No file, one array, objects, no archive.
+        raise ValueError(f"config.init_from {str(path)!r} cannot be read: {error}") from error
