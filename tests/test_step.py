@@ -168,3 +168,16 @@ def test_norms_and_trust_ratios_are_those_of_the_step_and_come_as_often_as_asked
     assert found["parameter_norm"] == pytest.approx([np.hypot(3.0, 4.0 - 0.5 * 0.5), before])
     assert found["gradient_norm"] == pytest.approx([0.5, 2.0])
     assert found["trust_ratio"] == pytest.approx([1.0, 0.02 * before / (2.0 + 0.01 * before)])
+
+
+def test_microbatches_follow_one_another_without_a_loop():
+    """So that they need less memory; XLA's convolutions on a CPU are slow in loops."""
+    constants, params, stats = task(False, 64)
+    network, params, stats = Network.create("cnn", {"width": 8}, image_shape=(8, 8, 1), num_classes=10, seed=0)
+    memory = {}
+    for parts in (1, 4):
+        program = forward(dataclasses.replace(constants, network=network, microbatches=parts))
+        compiled = program.lower(params, stats, batch(64, 64)).compile()
+        assert " while(" not in compiled.as_text()
+        memory[parts] = compiled.memory_analysis().temp_size_in_bytes
+    assert memory[4] < 0.6 * memory[1]

@@ -80,6 +80,11 @@ class NativeAllreduce:
     chosen: dict[str, Any] | None = None
     description: str = ""
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the sum is that over one device."""
+        return self.plans is None and self.num_devices == 1
+
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
         if self.plans is None:
             return buckets if self.num_devices == 1 else [jax.lax.psum(bucket, self.axis) for bucket in buckets]

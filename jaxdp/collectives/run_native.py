@@ -253,6 +253,15 @@ def allreduce_all(
     return [_pass(total, *tokens)[0] for total in sums]
 
 
+def once(array: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
+    """The same array, inside jit on CPU devices, for what is not to begin before the others are there.
+
+    XLA takes no notice there of `jax.lax.optimization_barrier`.
+    """
+    _register()
+    return _pass(array, *others)[0]
+
+
 def _pass(array: jax.Array, *others: jax.Array, token: bool = False) -> list[jax.Array]:
     """The same array in the same memory once all operands are there; and a token for what is to wait for it."""
     import jax

@@ -124,6 +124,14 @@ class LocalEngine:
         def update(state: TrainState, buckets: list[jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
             return apply_gradients(task, optimizer, state, layout.unpack(buckets))
 
+        if isinstance(allreduce, NativeAllreduce) and allreduce.is_nothing:
+            # Nobody to sum with: no bucket is packed.
+            return jax.jit(
+                lambda state, batch: apply_gradients(
+                    task, optimizer, state, forward_backward(task, state.params, state.stats, batch)
+                ),
+                donate_argnums=0,
+            )
         if self.fused and isinstance(allreduce, NativeAllreduce):
             # With one device there is no sum over devices: XLA would make one of those of all buckets, and none could
             # cross before the last is there.

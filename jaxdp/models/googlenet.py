@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdp.models.layers import BatchNorm, dropout, local_response_norm
+from jaxdp.models.layers import BatchNorm, Conv, dropout, local_response_norm
 
 # Table 1 of the paper: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection; and what comes between them: a pooling,
 # or an auxiliary head.
@@ -39,7 +39,7 @@ class _Conv(nnx.Module):
     """A convolution with bias, or with batch normalisation in its place; then ReLU."""
 
     def __init__(self, channels: int, width: int, size: int, *, stride: int = 1, norm: Any, dtype: str, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
+        self.conv = Conv(
             *(channels, width, (size, size)),
             strides=stride,
             padding=size // 2,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdp.models.layers import dropout
+from jaxdp.models.layers import Conv, dropout
 
 # Size, channels, stride and padding of the convolution of each stage, each followed by two 1x1 convolutions: the
 # solvers' net of Caffe's model zoo (nin_imagenet). The last stage ends in as many channels as there are classes.
@@ -51,7 +51,7 @@ class NetworkInNetwork(nnx.Module):
                 options: dict[str, Any] = {"strides": stride, "padding": padding} if step == 0 else {}
                 kernel = (size, size) if step == 0 else (1, 1)
                 init = nnx.initializers.normal(0.01 if last and step == 2 else 0.05)
-                convs.append(nnx.Conv(channels, after, kernel, kernel_init=init, dtype=dtype, rngs=rngs, **options))
+                convs.append(Conv(channels, after, kernel, kernel_init=init, dtype=dtype, rngs=rngs, **options))
                 channels = after
             stages.append(nnx.List(convs))
         self.stages = nnx.List(stages)

@@ -12,15 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxdp.models.layers import BatchNorm
+from jaxdp.models.layers import BatchNorm, Conv
 
 Layer = Callable[..., Any]
 
 STEMS = ("imagenet", "cifar")
 
-_conv = functools.partial(
-    nnx.Conv, use_bias=False, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-)
+_conv = functools.partial(Conv, use_bias=False, kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"))
 
 
 class _Block(nnx.Module):
