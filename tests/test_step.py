@@ -172,12 +172,12 @@ def test_norms_and_trust_ratios_are_those_of_the_step_and_come_as_often_as_asked
 
 def test_microbatches_follow_one_another_without_a_loop():
     """So that they need less memory; XLA's convolutions on a CPU are slow in loops."""
-    constants, params, stats = task(False, 64)
+    constants, params, stats = task(False, 256)
     network, params, stats = Network.create("cnn", {"width": 8}, image_shape=(8, 8, 1), num_classes=10, seed=0)
     memory = {}
     for parts in (1, 4):
         program = forward(dataclasses.replace(constants, network=network, microbatches=parts))
-        compiled = program.lower(params, stats, batch(64, 64)).compile()
+        compiled = program.lower(params, stats, batch(256, 256)).compile()
         assert " while(" not in compiled.as_text()
         memory[parts] = compiled.memory_analysis().temp_size_in_bytes
-    assert memory[4] < 0.6 * memory[1]
+    assert memory[4] < 0.8 * memory[1]
