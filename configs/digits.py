@@ -96,6 +96,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint.every_epochs = 5.0
     config.checkpoint.every_steps = config_dict.placeholder(int)
     config.checkpoint.keep = 3
+    config.checkpoint.keep_best = config_dict.placeholder(int)
+
+    config.safety = ml_collections.ConfigDict()
+    config.safety.compare_every_steps = 100
+    config.safety.on_divergence = "abort"
 
     config.cluster = ml_collections.ConfigDict()
     config.cluster.nodes = 1

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxdp import __version__, compat
+from jaxdp import compat
 from jaxdp.checkpoint import Position
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.config import Config
@@ -29,6 +29,7 @@ from jaxdp.named import find
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
+from jaxdp.preflight import check_parts, check_software
 from jaxdp.state import TrainState
 from jaxdp.step import Task, reduced_order, reduced_shapes
 from jaxdp.world import World
@@ -106,6 +107,7 @@ class Run:
 
 def build(config: Config, world: World) -> Run:
     """Makes every part that the config names; a user's mistake in any of them ends the job with one message."""
+    check_software(world)
     compat.use_compilation_cache(rank=world.rank, size=world.size)
     engine = make_engine(config.allreduce.engine, world)
     prepare_digits(config.data, world)
@@ -120,9 +122,7 @@ def build(config: Config, world: World) -> Run:
             num_classes=source.num_classes,
             seed=config.seed,
         )
-    world.require_equal("number of local devices", engine.num_devices)
-    world.require_equal("version of jaxdp", __version__)
-    world.require_equal("data set", source.fingerprint)
+    check_parts(world, params=params, num_devices=engine.num_devices, data=source.fingerprint)
     with world.together():
         plan = Plan.of(config, source.sizes["train"])
     deal = Deal(config.batch_size, world.size, engine.num_devices, config.microbatches)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxdp import compat
 from jaxdp.state import TrainState, fingerprint
+from jaxdp.world import Failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Position:
       num_examples: in the training split.
       batch_size: the global batch; `step * batch_size` examples have been seen.
       chosen: what algorithm "auto" chose, see `make_allreduce`: with another choice sums would round differently.
+      test_accuracy: if the test split was evaluated after this step.
     """
 
     step: int
@@ -36,6 +39,15 @@ class Position:
     num_examples: int
     batch_size: int
     chosen: dict[str, Any] | None = None
+    test_accuracy: float | None = None
+
+
+class DamagedError(ValueError):
+    """A save is not whole."""
+
+
+class SaveError(OSError, Failure):
+    """A save could not be written; those before it are there."""
 
 
 class Checkpoints:
@@ -46,11 +58,12 @@ class Checkpoints:
     Args:
       folder: made if it is not there, unless it is only to be read.
       keep: how many of the last saves stay; None to read only, which leaves a job that saves there alone.
+      keep_best: how many more stay, those of the best accuracy on the test split.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int | None = None):
+    def __init__(self, folder: pathlib.Path, *, keep: int | None = None, keep_best: int | None = None):
         self.folder = folder.absolute()
-        self._keep = keep
+        self._keep, self._keep_best = keep, keep_best or 0
         self._pending: Any = None
         if keep is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +75,7 @@ class Checkpoints:
         """Copies the state and writes it in the background.
 
         Raises:
-          OSError: this save, or the one before, failed.
+          SaveError: this save, or the one before, failed.
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -71,20 +84,20 @@ class Checkpoints:
             "position": dataclasses.asdict(position) | {"fingerprint": fingerprint(state)},
             "state": flax.serialization.to_state_dict(state),
         }
-        with self._failing_as_oserror(), compat.orbax_alone():
+        with self._failing_as_save_error(), compat.orbax_alone():
             self._pending = ocp.save_checkpointables_async(self.folder / str(position.step), document)
 
     def wait(self) -> None:
         """Waits for the save under way, and lets go of those that are too old by then.
 
         Raises:
-          OSError: it failed.
+          SaveError: it failed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with self._failing_as_oserror(), compat.orbax_alone():
+            with self._failing_as_save_error(), compat.orbax_alone():
                 pending.result()
-                for step in self._steps()[: -(self._keep or 1)]:
+                for step in self._too_old():
                     shutil.rmtree(self.folder / str(step))
 
     def latest_step(self) -> int | None:
@@ -94,6 +107,52 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         # Orbax gives a save its name when it is whole.
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
+
+    def _too_old(self) -> list[int]:
+        *older, _ = steps = self._steps()
+        last = set(steps[-(self._keep or 1) :])
+        accuracies = {step: accuracy for step in steps if (accuracy := self._test_accuracy(step)) is not None}
+        # Of those that are as good as one another, the later ones.
+        best = sorted(accuracies, key=lambda step: (accuracies[step], step))[-self._keep_best :]
+        return [step for step in older if step not in last and not (self._keep_best and step in best)]
+
+    def _test_accuracy(self, step: int) -> float | None:
+        from orbax.checkpoint import v1 as ocp
+
+        if not self._keep_best:
+            return None
+        with compat.orbax_alone():
+            noted = ocp.load_checkpointables(self.folder / str(step), {"position": None})["position"]
+        return noted["test_accuracy"]
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, Position] | None:
+        """Reads the newest save that is whole; None if there is none at all.
+
+        Those that are damaged are told of and, unless this is to read only, kept aside under another name.
+
+        Args:
+          like: see `restore`.
+
+        Raises:
+          ValueError: all of them are damaged, or one is of another model or optimizer.
+        """
+        steps = self._steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(step, like)
+            except DamagedError as error:
+                done = "passed over"
+                if self._keep is not None:
+                    aside = self.folder / f"{step}.damaged"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self.folder / str(step)).rename(aside)
+                    done = f"kept aside as {aside.name}"
+                print(f"jaxdp: warning: {error}: {done}", file=sys.stderr, flush=True)
+        if steps:
+            raise ValueError(
+                f"no checkpoint in {self.folder} is whole: choose another --workdir, or remove this one to begin anew"
+            )
+        return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
         """Reads a save.
@@ -106,7 +165,8 @@ class Checkpoints:
           The state, as host arrays, and the position in the data.
 
         Raises:
-          ValueError: the save is damaged, or of another model or optimizer.
+          DamagedError: it cannot be read, or is not what was saved.
+          ValueError: it is of another model or optimizer.
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -125,14 +185,10 @@ class Checkpoints:
         except _OtherStateError:
             raise
         except Exception as error:  # Orbax and TensorStore raise whatever they like on a damaged file.
-            raise ValueError(
-                f"the checkpoint {where} cannot be read: {error.__cause__ or error}: remove it to go on from the "
-                "one before"
-            ) from error
+            raise DamagedError(f"the checkpoint {where} cannot be read: {error.__cause__ or error}") from error
         if fingerprint(state) != expected:
-            raise ValueError(
-                f"the checkpoint {where} is damaged: its contents do not have the hash that was saved with them: "
-                "remove it to go on from the one before"
+            raise DamagedError(
+                f"the checkpoint {where} is damaged: its contents do not have the hash that was saved with them"
             )
         return state, Position(**noted)
 
@@ -141,11 +197,14 @@ class Checkpoints:
         self.wait()
 
     @contextlib.contextmanager
-    def _failing_as_oserror(self) -> Iterator[None]:
+    def _failing_as_save_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            raise OSError(f"saving to {self.folder} failed: {error.__cause__ or error}") from error
+            raise SaveError(
+                f"saving to {self.folder} failed: {error.__cause__ or error}: the saves before it stay; make "
+                "room, or set config.checkpoint.keep to less, and start again"
+            ) from error
 
 
 class _OtherStateError(ValueError):

@@ -17,6 +17,7 @@ DECAYS = ("constant", "cosine", "polynomial", "step")
 STORAGES = ("pixels", "encoded")
 SHUFFLES = ("global", "partition")
 CROPS = ("none", "padded", "resized")
+ON_DIVERGENCE = ("abort", "dump")
 BATCH_STATISTICS = ("device", "world")
 ENGINES = ("native", "mpi4jax", "xla")
 
@@ -33,6 +34,7 @@ MAY_CHANGE = (
     "eval_every_steps",
     "log_every_steps",
     "norms_every_steps",
+    "safety",
     "stop_after_skipped_steps",
 )
 
@@ -185,11 +187,31 @@ class AllreduceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the state is saved, and how many of the last saves are kept."""
+    """How often the state is saved.
+
+    Attributes:
+      every_epochs, every_steps: how often.
+      keep: how many of the last saves are kept.
+      keep_best: how many more are, those with the best accuracy on the test split; None for none.
+    """
 
     every_epochs: float
     every_steps: int | None
     keep: int
+    keep_best: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetyConfig:
+    """What watches over a run.
+
+    Attributes:
+      compare_every_steps: how often all replicas of the state are compared; they are before every save too.
+      on_divergence: what to do if they differ: "abort", or "dump" all of them into the workdir first.
+    """
+
+    compare_every_steps: int
+    on_divergence: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +279,7 @@ class Config:
     schedule: ScheduleConfig
     allreduce: AllreduceConfig
     checkpoint: CheckpointConfig
+    safety: SafetyConfig
     cluster: ClusterConfig
 
     @classmethod
@@ -295,6 +318,7 @@ def _check(config: Config) -> None:
         ("optimizer.name", config.optimizer.name, OPTIMIZERS),
         ("schedule.decay", config.schedule.decay, DECAYS),
         ("batch_statistics", config.batch_statistics, BATCH_STATISTICS),
+        ("safety.on_divergence", config.safety.on_divergence, ON_DIVERGENCE),
         ("data.storage", config.data.storage, STORAGES),
         ("data.crop", config.data.crop, CROPS),
         ("data.shuffle", config.data.shuffle, SHUFFLES),
@@ -341,6 +365,8 @@ def _check(config: Config) -> None:
         "allreduce.ranks_per_node",
         "allreduce.segment_bytes",
         "allreduce.bucket_bytes",
+        "safety.compare_every_steps",
+        "checkpoint.keep_best",
         "checkpoint.every_epochs",
         "checkpoint.every_steps",
         "checkpoint.keep",

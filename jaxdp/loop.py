@@ -16,12 +16,14 @@ from jaxdp.data import feed
 from jaxdp.data.split import Split
 from jaxdp.metrics import read_metrics
 from jaxdp.plan import Plan
+from jaxdp.preemption import REQUEUE, Preemption
 from jaxdp.report import Report, banner, evaluation_line, on_terminal
 from jaxdp.saved import begin_from
+from jaxdp.sentinel import Sentinel
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, checked_leaves, reduced_shapes
 from jaxdp.workdir import CHECKPOINTS, Labels, claim_workdir, write_labels
-from jaxdp.world import UserError, World
+from jaxdp.world import AgreedExit, UserError, World
 
 
 def train(
@@ -29,6 +31,7 @@ def train(
     workdir: pathlib.Path,
     world: World,
     *,
+    preemption: Preemption,
     stop_at_step: int | None = None,
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
@@ -38,6 +41,7 @@ def train(
       config: of the run.
       workdir: a folder for this run alone; rank 0 writes to it.
       world: all ranks call this together.
+      preemption: tells when to make room.
       stop_at_step: save and end before the end of the run, once so many steps are done.
       profile_steps: the first and the last step that JAX's profiler records, on rank 0, into the workdir.
     """
@@ -50,7 +54,8 @@ def train(
             claim_workdir(config, workdir)
             source = run.source
             write_labels(Labels(source.image_shape, source.num_classes, source.class_names), workdir)
-            checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=config.checkpoint.keep)
+            keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
+            checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=keep, keep_best=keep_best)
     state, position = restore(run, checkpoints)
     bar = world.is_root and on_terminal()
     train_split = run.read("train", holdings=_holdings(run, position.step), bar=bar)
@@ -77,10 +82,12 @@ def train(
     report = Report(run, workdir, first_step=position.step, end_step=end) if world.is_root else None
     train_step = run.engine.train_step(run.task, run.optimizer, run.layout, allreduce)
     evaluate = run.evaluation(test_split)
+    dump = workdir / "divergence" if config.safety.on_divergence == "dump" else None
+    sentinel = Sentinel(run.first_state, world, dump=dump)
     in_flight: tuple[int, dict[str, Any]] | None = None
     results: dict[str, float] = {}
 
-    def settle() -> None:
+    def settle(*, is_saved: bool = False) -> None:
         """Waits for the step in flight, and has it reported."""
         nonlocal in_flight
         if in_flight is not None:
@@ -89,13 +96,16 @@ def train(
             norms = values.pop("norms", None)
             values = heed_skipped(run, step, values)
             if report is not None:
-                report.trained(step, values)
+                report.trained(step, values, is_saved=is_saved)
                 every = run.config.norms_every_steps
                 if every is not None and step % every == 0:
                     report.norms(step, norms)
 
-    ahead = _batches(run, train_split, position.step, end)
-    for done, batch in enumerate(ahead, position.step + 1):
+    gate = feed.Gate()
+    ahead = _batches(run, train_split, position.step, end, gate)
+    is_preempted = False
+    steps = enumerate(ahead, position.step + 1)
+    for done, batch in steps:
         if done == first_profiled:
             settle()
             jax.profiler.start_trace(workdir / "profile")
@@ -103,20 +113,34 @@ def train(
         state, values = train_step(state, batch)
         settle()
         in_flight = done, values | {"input_seconds": ahead.take_waited()}
-        if done == last_profiled:
-            settle()
-            jax.profiler.stop_trace()
+        preemption.has_begun()
+        is_preempted = preemption.is_agreed() and done < end
+        saves = done in run.plan.save_steps or done == end or is_preempted
+        if saves or done % config.safety.compare_every_steps == 0:
+            settle(is_saved=saves)
+            sentinel.check(state, done)
         if done in run.plan.eval_steps:
             settle()
             results = evaluate(state)
             if report is not None:
                 report.evaluated(done, results)
-        if done in run.plan.save_steps or done == end:
-            settle()
+        if saves:
             if checkpoints is not None:
-                checkpoints.save(run.engine.host_copy(state), dataclasses.replace(position, step=done))
+                accuracy = results["test_accuracy"] if done in run.plan.eval_steps else None
+                now = dataclasses.replace(position, step=done, test_accuracy=accuracy)
+                checkpoints.save(run.engine.host_copy(state), now)
             if report is not None:
                 report.restart_clock()
+        if done == last_profiled:
+            settle()
+            jax.profiler.stop_trace()
+        if is_preempted:
+            end = done
+            gate.close(world)
+            # The exchanges that are under way are taken to their end, for nothing.
+            for _ in steps:
+                pass
+    preemption.finish()
 
     if end == run.plan.total_steps and not results:
         results = evaluate(state)
@@ -126,8 +150,10 @@ def train(
         if end == run.plan.total_steps:
             report.finished(results)
         else:
-            report.stopped()
+            report.stopped(end)
     world.barrier()
+    if is_preempted:
+        raise AgreedExit(REQUEUE)
 
 
 def _begun(run: Run, checkpoints: pathlib.Path) -> Run:
@@ -187,9 +213,9 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
     """
     world, state, position = run.world, run.first_state, run.position_at_start
     with world.together():
-        latest = checkpoints.latest_step() if checkpoints is not None else None
-        if checkpoints is not None and latest is not None:
-            state, position = checkpoints.restore(latest, run.first_state)
+        found = checkpoints.restore_newest(run.first_state) if checkpoints is not None else None
+        if checkpoints is not None and found is not None:
+            state, position = found
             for name in ("seed", "data", "num_examples", "batch_size"):
                 there, here = getattr(position, name), getattr(run.position_at_start, name)
                 if there != here:
@@ -202,7 +228,7 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
     return run.engine.replicate(jax.tree.unflatten(treedef, same)), world.bcast(position)
 
 
-def _batches(run: Run, split: Split, first: int, end: int) -> feed.Ahead[Batch]:
+def _batches(run: Run, split: Split, first: int, end: int, gate: feed.Gate) -> feed.Ahead[Batch]:
     host_batches = feed.batches(
         split,
         order=run.order,
@@ -213,6 +239,7 @@ def _batches(run: Run, split: Split, first: int, end: int) -> feed.Ahead[Batch]:
         steps=range(first, end),
         steps_per_exchange=run.config.data.exchange_steps,
         partitions=run.partitions,
+        gate=gate,
     )
     return feed.Ahead(host_batches, run.engine.place, depth=run.config.data.prefetch)
 

@@ -40,14 +40,14 @@ class Report:
         self._log = TrainLog(run.config.batch_size)
         self._started = time.perf_counter()
 
-    def trained(self, step: int, values: dict[str, Any]) -> None:
+    def trained(self, step: int, values: dict[str, Any], *, is_saved: bool) -> None:
         """A step is done; writes a line where one is due.
 
         One is due at every save too: a resumed run cannot know the metrics of the steps before it.
         """
         run = self._run
         self._log.add(values)
-        if step % run.config.log_every_steps == 0 or step in run.plan.save_steps or step == self._end_step:
+        if step % run.config.log_every_steps == 0 or is_saved:
             means, seconds_per_step = self._log.take()
             means["learning_rate"] = float(run.learning_rate(step - 1))
             self._writer.write(step, epoch=run.plan.epoch(step), **means)
@@ -84,9 +84,9 @@ class Report:
             f"metrics in {self._workdir / 'metrics.jsonl'}"
         )
 
-    def stopped(self) -> None:
+    def stopped(self, step: int) -> None:
         """The job ends before the run, as asked."""
-        self._close(f"stopped at step {self._end_step} as asked: start again to go on from there")
+        self._close(f"stopped at step {step} as asked: start again to go on from there")
 
     def _close(self, last_words: str) -> None:
         self._progress.close()

@@ -15,6 +15,10 @@ from jaxdp.world import World
 
 
 def train(arguments: cli.Arguments, world: World) -> None:
+    from jaxdp.preemption import Preemption
+
+    # Before what takes seconds to import.
+    preemption = Preemption(world)
     from jaxdp import loop, workdir
 
     assert arguments.config is not None
@@ -32,6 +36,7 @@ def train(arguments: cli.Arguments, world: World) -> None:
         arguments.config,
         arguments.workdir,
         world,
+        preemption=preemption,
         stop_at_step=arguments.stop_at_step,
         profile_steps=arguments.profile_steps,
     )

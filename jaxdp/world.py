@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -21,6 +22,9 @@ from jaxdp import gpus
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+# Ranks that a message names one by one.
+_MOST_RANKS = 8
+
 USER_ERROR = 2
 INTERNAL_ERROR = 1
 
@@ -37,6 +41,10 @@ class UserError(ValueError):
     """A user's mistake that one rank alone may meet, and when it comes the others cannot be asked: the job ends."""
 
 
+class Failure(Exception):  # noqa: N818
+    """Something outside of this program has failed: a disk, a host, memory. One message tells it, and the job ends."""
+
+
 class AgreedExit(SystemExit):
     """The end of the job on which all ranks have agreed; any other exit of one rank would leave the rest waiting."""
 
@@ -46,7 +54,8 @@ class World:
     """The ranks of this job, as this one sees them.
 
     Each user of MPI has a communicator to itself, so that no message of one can meet that of another: the host's
-    collectives and broadcasts, the rows of the data on their thread, mpi4jax, and the native engine.
+    collectives and broadcasts, the rows of the data on their thread, mpi4jax, the native engine, and what ranks tell
+    one another while all of that is under way.
 
     Attributes:
       rank, size: of MPI_COMM_WORLD.
@@ -56,7 +65,7 @@ class World:
       library: name and version of the MPI library.
       gpus: those of this host that are this rank's.
       threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
-      host_comm, data_comm, device_comm, native_comm: clones of MPI_COMM_WORLD.
+      host_comm, data_comm, device_comm, native_comm, control_comm: clones of MPI_COMM_WORLD.
       node_comm: the ranks of this host.
     """
 
@@ -73,6 +82,7 @@ class World:
     data_comm: MPI.Intracomm
     device_comm: MPI.Intracomm
     native_comm: MPI.Intracomm
+    control_comm: MPI.Intracomm
     node_comm: MPI.Intracomm
 
     @property
@@ -107,21 +117,31 @@ class World:
             print(f"jaxdp: error: {error}{others}", file=sys.stderr, flush=True)
         raise AgreedExit(USER_ERROR)
 
-    def require_equal(self, what: str, value: Any) -> None:
+    def require_equal(self, what: str, value: Any, remedy: str = "") -> None:
         """Ends the job with one message unless all ranks have the same value.
 
         Args:
           what: the value's name in the message.
-          value: anything picklable that compares.
+          value: anything picklable that compares and can be told.
+          remedy: what to do about it.
         """
-        values = self.allgather(value)
+        difference = self.difference(value)
         with self.together():
-            different = [rank for rank, other in enumerate(values) if other != values[0]]
-            if different:
-                raise ValueError(
-                    f"all ranks need the same {what}: rank 0 has {values[0]}, rank {different[0]} has "
-                    f"{values[different[0]]}"
-                )
+            if difference is not None:
+                raise ValueError(f"all ranks need the same {what}: {difference}" + (f": {remedy}" if remedy else ""))
+
+    def difference(self, value: Any) -> str | None:
+        """Which ranks have another value than most, in words; None if all have the same. All ranks call it."""
+        values = [str(of_rank) for of_rank in self.allgather(value)]
+        kinds = collections.Counter(values)
+        if len(kinds) == 1:
+            return None
+        # Of several that are as common as one another, the one that comes first.
+        usual, count = kinds.most_common(1)[0]
+        other = next(of_rank for of_rank in values if of_rank != usual)
+        ranks = [rank for rank, of_rank in enumerate(values) if of_rank == other]
+        verb = "has" if len(ranks) == 1 else "have"
+        return f"{_ranks(ranks)} {verb} {other}, {count} of {self.size} {'has' if count == 1 else 'have'} {usual}"
 
     def bcast(self, value: Any) -> Any:
         """Rank 0's value, on all ranks."""
@@ -197,6 +217,7 @@ def connect() -> World:
         data_comm=comm.Dup(),
         device_comm=comm.Dup(),
         native_comm=comm.Dup(),
+        control_comm=comm.Dup(),
         node_comm=local,
     )
     with world.together():
@@ -228,9 +249,9 @@ def _die(world: World, error: BaseException | None) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         world.abort(128 + signal.SIGINT)
     where = f"rank {world.rank} of {world.size} on {world.host}"
-    if isinstance(error, UserError):
+    if isinstance(error, (UserError, Failure)):
         print(f"jaxdp: error: {error} ({where})", file=sys.stderr)
-        world.abort(USER_ERROR)
+        world.abort(USER_ERROR if isinstance(error, UserError) else INTERNAL_ERROR)
     if error is not None:
         traceback.print_exception(error)
     print(f"jaxdp: error: {where} failed and ends the job: {type(error).__name__}: {error}", file=sys.stderr)
@@ -256,4 +277,7 @@ def _check_launcher(mpi: Any) -> None:
 
 
 def _ranks(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    shown = ", ".join(map(str, ranks[:_MOST_RANKS]))
+    return f"ranks {shown}" + (f" and {len(ranks) - _MOST_RANKS} more" if len(ranks) > _MOST_RANKS else "")

@@ -28,10 +28,35 @@ def failing(function, *, after):
     return instead
 
 
+def flipping(step, *, after):
+    """A training step that once, after so many, turns one bit of one parameter."""
+    from jax import lax
+    from jax import numpy as jnp
+
+    calls = iter(range(after))
+
+    def instead(state, batch):
+        state, metrics = step(state, batch)
+        if next(calls, None) is None:
+            kernel = state.params["conv2"]["kernel"]
+            bits = lax.bitcast_convert_type(kernel, jnp.uint32).at[0, 0, 0, 0].apply(lambda word: word ^ 1)
+            state.params["conv2"]["kernel"] = lax.bitcast_convert_type(bits, jnp.float32)
+        return state, metrics
+
+    return instead
+
+
+def narrowed(made, params, stats):
+    """A network with one array of another dtype."""
+    params["conv2"]["kernel"] = params["conv2"]["kernel"].astype("float16")
+    return made, params, stats
+
+
 def work(arguments, world):
-    from jaxdp import checkpoint
+    from jaxdp import checkpoint, preflight
     from jaxdp.data import decode, feed
     from jaxdp.engines import distributed, local
+    from jaxdp.models import network
 
     if world.rank == RANK:
         if WHERE == "feed":
@@ -40,6 +65,16 @@ def work(arguments, world):
             decode.Decoder.__call__ = failing(decode.Decoder.__call__, after=2000)
         elif WHERE == "save":
             checkpoint.Checkpoints.save = failing(checkpoint.Checkpoints.save, after=1)
+        elif WHERE == "code":
+            preflight._code = lambda _: "0123456789ab"
+        elif WHERE == "cpu":
+            preflight._cpu = lambda: "Another One"
+        elif WHERE == "array":
+            create = network.Network.create
+            network.Network.create = lambda *args, **kwargs: narrowed(*create(*args, **kwargs))
+        elif WHERE == "bit":
+            make_step = local.LocalEngine.train_step
+            local.LocalEngine.train_step = lambda *args, **kwargs: flipping(make_step(*args, **kwargs), after=10)
         else:
             xla = arguments.config.allreduce.engine == "xla"
             engine = distributed.DistributedEngine if xla else local.LocalEngine

@@ -68,6 +68,17 @@ class Jobs:
     def metrics(self, workdir: str) -> list[dict]:
         return [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
 
+    def wait_for_step(self, workdir: str, step: int) -> None:
+        """Until the metrics of a job that is running have a line of this step or a later one."""
+        for _ in range(600):
+            try:
+                if any(line["step"] >= step for line in self.metrics(workdir)):
+                    return
+            except (FileNotFoundError, json.JSONDecodeError):
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"step {step} was not reached")
+
     def saved(self, workdir: str, step: int) -> dict:
         """What was saved beside the state after so many steps: among it the hash of all its bits."""
         from orbax.checkpoint import v1 as ocp

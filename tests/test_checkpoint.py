@@ -1,5 +1,6 @@
 import dataclasses
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -100,9 +101,48 @@ def test_a_damaged_save_is_named(tmp_path, change):
     save(tmp_path, 5)
     damage_files(tmp_path / "5" / "state", change)
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match=r"the checkpoint .*/5 (cannot be read|is damaged).*remove it to go on"):
+    with pytest.raises(ValueError, match=r"the checkpoint .*/5 (cannot be read|is damaged)"):
         checkpoints.restore(5, state())
     checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_save_before_a_damaged_one_is_restored_and_that_is_kept_aside(tmp_path, capfd):
+    save(tmp_path, 3, 4, 5, 6)
+    for step in (5, 6):
+        damage_files(tmp_path / str(step) / "state", lambda path: path.write_bytes(flipped(path.read_bytes())))
+    # Who only reads changes nothing.
+    restored, position = Checkpoints(tmp_path).restore_newest(state())
+    assert (position.step, fingerprint(restored)) == (4, fingerprint(state(4)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]
+    capfd.readouterr()
+    restored, position = Checkpoints(tmp_path, keep=3).restore_newest(state())
+    assert (position.step, fingerprint(restored)) == (4, fingerprint(state(4)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5.damaged", "6.damaged"]
+    told = capfd.readouterr().err
+    assert re.search(r"jaxdp: warning: the checkpoint .*/6 .*: kept aside as 6\.damaged\n", told)
+    assert told.count("jaxdp: warning: ") == 2
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        Checkpoints(tmp_path, keep=3).restore_newest(state(width=301))
+    assert (tmp_path / "4").exists()
+    damage_files(tmp_path / "4" / "state", pathlib.Path.unlink)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        Checkpoints(tmp_path, keep=3).restore_newest(state())
+    assert Checkpoints(tmp_path, keep=3).restore_newest(state()) is None
+
+
+def test_the_best_saves_stay_beside_the_last(tmp_path):
+
+    def save_these(accuracies):
+        checkpoints = Checkpoints(tmp_path, keep=2, keep_best=2)
+        for step, accuracy in accuracies.items():
+            checkpoints.save(state(step), dataclasses.replace(POSITION, step=step, test_accuracy=accuracy))
+        checkpoints.close()
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    assert save_these({1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: 0.9, 6: None, 7: 0.1}) == ["2", "5", "6", "7"]
+    # A job that goes on knows of them what is on the disk. Of 2 and 5 the later one stays.
+    assert save_these({8: 0.2, 9: 0.95}) == ["5", "8", "9"]
 
 
 def flipped(content):

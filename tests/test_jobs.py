@@ -7,6 +7,7 @@ import re
 import signal
 import time
 
+import numpy as np
 import pytest
 
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
@@ -140,37 +141,45 @@ def test_images_held_as_files_train_to_the_same_bits(jobs):
     assert jobs.saved("encoded", 45) == jobs.saved("pixels", 45)
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(jobs):
-    often = (
-        *SHORT,
-        "--config.checkpoint.every_epochs=0.25",
-        "--config.log_every_steps=1",
-        "--config.checkpoint.keep=2",
-    )
-    jobs.train(2, "undisturbed", *often)
-    command = ("-m", "jaxdp.train", *often, f"--workdir={jobs.folder / 'killed'}")
+OFTEN = (
+    *SHORT,
+    "--config.checkpoint.every_epochs=0.25",
+    "--config.log_every_steps=1",
+    "--config.checkpoint.keep=2",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(jobs):
+    """What a run that nothing has happened to has saved at its end."""
+    jobs.train(2, "undisturbed", *OFTEN)
+    return jobs.saved("undisturbed", 45)
+
+
+def test_a_run_goes_on_from_the_save_before_a_damaged_one(jobs, undisturbed):
+    jobs.train(2, "damaged", *OFTEN, "--stop_at_step=30")
+    newest = jobs.folder / "damaged" / "checkpoints" / "30"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    ended = jobs.train(2, "damaged", *OFTEN)
+    assert re.search(r"jaxdp: warning: the checkpoint .*/30 .*: kept aside as 30\.damaged", ended.err)
+    assert "goes on from step 29" in ended.out
+    assert jobs.saved("damaged", 45) == undisturbed
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(jobs, undisturbed):
+    command = ("-m", "jaxdp.train", *OFTEN, f"--workdir={jobs.folder / 'killed'}")
     for past_step in (8, 25):
         with jobs.start(2, *command) as job:
-            wait_for_step(jobs, "killed", past_step)
+            jobs.wait_for_step("killed", past_step)
             os.kill(job.pid, signal.SIGKILL if past_step == 8 else signal.SIGINT)
             job.communicate(timeout=30)
-    ended = jobs.train(2, "killed", *often)
+    ended = jobs.train(2, "killed", *OFTEN)
     assert "goes on from step" in ended.out
-    assert jobs.saved("killed", 45) == jobs.saved("undisturbed", 45)
+    assert jobs.saved("killed", 45) == undisturbed
     assert [line["step"] for line in jobs.metrics("killed") if "loss" in line] == list(range(1, 46))
     kept = [path for path in (jobs.folder / "killed" / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(kept) == 2
-
-
-def wait_for_step(jobs, workdir, step):
-    for _ in range(600):
-        try:
-            if any(line["step"] >= step for line in jobs.metrics(workdir)):
-                return
-        except (FileNotFoundError, json.JSONDecodeError):
-            pass
-        time.sleep(0.1)
-    raise AssertionError(f"step {step} was not reached")
 
 
 @pytest.mark.usefixtures("digits")
@@ -242,6 +251,61 @@ def test_a_file_that_cannot_be_decoded_ends_the_job_with_one_message(jobs):
         "no image that can be decoded: OSError: broken data stream: prepare the data set anew (rank 1 of" in ended.err
     )
     assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(("ranks", "drifts", "told"), [(3, 0, 0), (3, 2, 2), (2, 1, 1)])
+def test_a_replica_that_drifts_by_one_bit_is_found_and_named(jobs, ranks, drifts, told):
+    """Of two, the second one is named."""
+    workdir = jobs.folder / f"drifts-{drifts}-of-{ranks}"
+    dump = ("--config.safety.compare_every_steps=15", "--config.safety.on_divergence=dump")
+    ended = jobs.run(ranks, "tests/failing_job.py", "bit", str(drifts), *SHORT, *dump, f"--workdir={workdir}")
+    assert ended.code == 1
+    assert ended.err.count("jaxdp: error: ") == 1
+    assert (
+        "after step 15 replicas are no longer the same: device 0 of this rank has another params.conv2.kernel"
+        in ended.err
+    )
+    assert f"(rank {told} of {ranks} on " in ended.err
+    assert "Traceback" not in ended.err
+    states = [dict(np.load(workdir / "divergence" / f"step-15-rank-{rank}.npz")) for rank in range(ranks)]
+    others = {rank for rank in range(ranks) if rank != drifts}
+    assert all(
+        not np.array_equal(states[drifts]["params.conv2.kernel"], states[rank]["params.conv2.kernel"])
+        for rank in others
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "rank", "told"),
+    [
+        (
+            "code",
+            1,
+            r"all ranks need the same code of jaxdp: rank 1 has 0123456789ab, 2 of 3 have \w+: have all hosts use",
+        ),
+        (
+            "array",
+            0,
+            r"the same parameter conv2\.kernel: rank 0 has float16\[3, 3, 48, 48\], 2 of 3 have float32\[3, 3, 48",
+        ),
+    ],
+)
+def test_ranks_that_differ_are_named_before_anything_is_done(jobs, what, rank, told):
+    workdir = jobs.folder / f"differs-{what}"
+    ended = jobs.run(3, "tests/failing_job.py", what, str(rank), *SHORT, f"--workdir={workdir}", timeout=60)
+    assert ended.code == 2
+    assert ended.err.count("jaxdp: error: ") == 1
+    assert re.search(told, ended.err), ended.err
+    assert not workdir.exists()
+
+
+def test_another_cpu_is_a_warning(jobs):
+    workdir = jobs.folder / "other-cpu"
+    ended = jobs.run(3, "tests/failing_job.py", "cpu", "2", "--stop_at_step=2", f"--workdir={workdir}")
+    assert ended.code == 0, ended.err
+    assert (
+        ended.err.count("jaxdp: warning: the type of CPU is not the same on all ranks: rank 2 has Another One, 2 ") == 1
+    )
 
 
 def test_a_run_that_diverges_is_ended_with_the_first_bad_array(jobs):

@@ -23,7 +23,41 @@ from jaxdp.step import Batch
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from jaxdp.world import World
+
 T = TypeVar("T")
+
+
+class Gate:
+    """Lets a feed go on with its exchanges, or has those of all ranks end with the same one.
+
+    An exchange takes all ranks: one that has begun somewhere must begin everywhere.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._begun = 0
+        self._last: int | None = None
+        self._is_frozen = False
+
+    def begin(self) -> bool:
+        """Whether another exchange may begin, the caller being about to begin it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_frozen)
+            if self._last is not None and self._begun >= self._last:
+                return False
+            self._begun += 1
+            return True
+
+    def close(self, world: World) -> None:
+        """Ends the feeds with the last exchange that has begun on any rank; all ranks call it together."""
+        with self._changed:
+            self._is_frozen = True
+            begun = self._begun
+        last = max(world.allgather(begun))
+        with self._changed:
+            self._last, self._is_frozen = last, False
+            self._changed.notify_all()
 
 
 def batches(
@@ -37,6 +71,7 @@ def batches(
     steps: range,
     steps_per_exchange: int,
     partitions: Partitions | None = None,
+    gate: Gate | None = None,
 ) -> Iterator[Batch]:
     """This rank's part of the global batches of these steps, as host arrays; every rank must take all of them.
 
@@ -53,7 +88,9 @@ def batches(
       steps: of the job.
       steps_per_exchange: steps whose rows cross at once.
       partitions: of the data, if that is how it is shuffled.
+      gate: that may end it before its last step.
     """
+    gate = gate or Gate()
     places = deal.rows_of(rank)
     size = deal.devices_per_rank * deal.per_device
     mine = slice(*deal.rank_bounds[rank : rank + 2])
@@ -67,7 +104,7 @@ def batches(
     def windows(split: Split, steps: range) -> Iterator[tuple[np.ndarray, Delivery]]:
         # Windows lie at fixed steps whatever the first step is, so that a resumed run has the same exchanges.
         first = steps.start
-        while first < steps.stop:
+        while first < steps.stop and gate.begin():
             end = min(steps.stop, (first // steps_per_exchange + 1) * steps_per_exchange)
             epochs = order.epochs(first, end)[:, mine]
             ids = np.ascontiguousarray(order.examples(first, end)[:, columns])
@@ -79,6 +116,8 @@ def batches(
 
     for period, of_period in _periods(steps, partitions):
         if partitions is not None and of_period.start > steps.start:
+            if not gate.begin():
+                return
             at_once = steps_per_exchange * order.batch_size
             split = rearrange(split, partitions.holdings(period), group.nodes, exchanging, at_once=at_once)
         for epochs, delivery in Ahead(windows(split, of_period), lambda window: window, depth=1):

@@ -1,0 +1,85 @@
+"""What all ranks must have in common, compared before the first gradient crosses."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxdp import __version__
+
+if TYPE_CHECKING:
+    from jaxdp.world import World
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "mpi4jax", "mpi4py", "numpy", "orbax-checkpoint", "tensorflow-datasets")
+
+
+def check_software(world: World) -> None:
+    """Ends the job with one message unless all ranks run the same software; warns of CPUs that differ.
+
+    Ranks with other CPUs, or fewer cores, still train right: the slowest of them sets the pace.
+    """
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    software = {
+        "version of jaxdp": __version__,
+        "code of jaxdp": _code(pathlib.Path(__file__).parent),
+        "MPI library": world.library,
+        "version of Python": platform.python_version(),
+        **{f"version of {package}": version for package, version in versions.items()},
+    }
+    _require_equal(world, software, "have all hosts use one environment, made by launch/setup")
+    hardware = {"type of CPU": _cpu(), "number of cores of a rank": world.threads}
+    for what, value in hardware.items():
+        difference = world.difference(value)
+        if difference is not None and world.is_root:
+            print(f"jaxdp: warning: the {what} is not the same on all ranks: {difference}", file=sys.stderr)
+
+
+def check_parts(world: World, *, params: Any, num_devices: int, data: str) -> None:
+    """Ends the job with one message unless all ranks have built the same.
+
+    Args:
+      world: all ranks.
+      params: of the model, arrays or their shapes.
+      num_devices: of this rank.
+      data: the fingerprint of the data set.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    arrays = {
+        f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}": f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in leaves
+    }
+    parts = {"number of local devices": num_devices, "data set": data, "number of parameters": len(arrays)}
+    _require_equal(world, parts | arrays, "check what differs between their hosts")
+
+
+def _require_equal(world: World, values: Mapping[str, Any], remedy: str) -> None:
+    # One small message in the usual case.
+    if world.difference(hashlib.sha256(repr(values).encode()).hexdigest()) is None:
+        return
+    # Names may differ too.
+    first = world.bcast(list(values))
+    for what in first:
+        world.require_equal(what, values.get(what), remedy)
+    world.require_equal("list of what is compared", list(values), remedy)
+
+
+@functools.cache
+def _code(package: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cc"), *package.rglob("*.h")]):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _cpu() -> str:
+    found = re.search("^model name\\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()

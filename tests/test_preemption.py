@@ -1,0 +1,117 @@
+"""Jobs that are asked to make room."""
+
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import pytest
+
+from jaxdp.data.feed import Gate
+from jaxdp.preemption import REQUEUE
+
+LONG = ("--config.epochs=8.0", "--config.log_every_steps=1", "--config.checkpoint.every_epochs=100.0")
+PARTITIONS = ("--config.data.shuffle=partition", "--config.data.partitions=3", "--config.data.exchange_steps=3")
+
+
+def process_of(rank, workdir):
+    """Of the job in this workdir."""
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        ranks = {f"{name}={rank}".encode() for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK")}
+        if f"--workdir={workdir}".encode() in words and b"jaxdp.train" in words and ranks & set(environment):
+            return int(folder.name)
+    raise AssertionError(f"rank {rank} is not there")
+
+
+@pytest.fixture(scope="module")
+def whole(jobs):
+    jobs.train(3, "not-preempted", *LONG)
+    return jobs.saved("not-preempted", 180)
+
+
+def stopped(jobs, workdir, *arguments, number=signal.SIGUSR1, rank=None, past_step=20):
+    """Starts a job, sends a signal to it, or to one of its ranks, and gives its code and what it said."""
+    command = ("-m", "jaxdp.train", *LONG, *arguments, f"--workdir={jobs.folder / workdir}")
+    with jobs.start(3, *command) as job:
+        jobs.wait_for_step(workdir, past_step)
+        os.kill(job.pid if rank is None else process_of(rank, jobs.folder / workdir), number)
+        begin = time.monotonic()
+        out, err = job.communicate(timeout=60)
+    assert time.monotonic() - begin < 20
+    return job.returncode, out, err
+
+
+@pytest.mark.parametrize("rank", [None, 0, 2])
+def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whole, rank):
+    """Asked by a signal to mpirun, which all ranks get, or to one of them."""
+    workdir = f"preempted-{rank}"
+    code, out, err = stopped(jobs, workdir, rank=rank)
+    assert code == REQUEUE
+    (saved,) = (jobs.folder / workdir / "checkpoints").iterdir()
+    assert f"stopped at step {saved.name} as asked" in out
+    assert 20 <= int(saved.name) < 180
+    assert err.count("saves after this step or the next one, and ends") == (0 if rank == 2 else 1)
+    assert "Traceback" not in err
+    jobs.train(3, workdir, *LONG)
+    assert jobs.saved(workdir, 180) == whole
+    assert [line["step"] for line in jobs.metrics(workdir) if "loss" in line] == list(range(1, 181))
+
+
+def test_exchanges_that_are_under_way_end_together(jobs):
+    code, _, err = stopped(jobs, "preempted-partitions", *PARTITIONS, rank=1)
+    assert code == REQUEUE, err
+
+
+def test_before_the_first_step_a_job_ends_at_once(jobs):
+    command = ("-m", "jaxdp.train", *LONG, f"--workdir={jobs.folder / 'preempted-early'}")
+    with jobs.start(3, *command) as job:
+        while not (jobs.folder / "preempted-early" / "config.json").exists():
+            time.sleep(0.02)
+        os.kill(job.pid, signal.SIGUSR1)
+        begin = time.monotonic()
+        _, err = job.communicate(timeout=60)
+    assert time.monotonic() - begin < 10
+    assert job.returncode == REQUEUE
+    assert "the job ends at once" in err
+    assert not list((jobs.folder / "preempted-early" / "checkpoints").iterdir())
+
+
+class Two:
+    """A world of two ranks, of which the other one has begun so many exchanges."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def allgather(self, value):
+        return [value, self.other]
+
+
+@pytest.mark.parametrize(("other", "more"), [(1, 0), (2, 0), (4, 2)])
+def test_a_closed_gate_lets_through_what_has_begun_elsewhere(other, more):
+    gate = Gate()
+    assert gate.begin()
+    assert gate.begin()
+    gate.close(Two(other))
+    assert [gate.begin() for _ in range(3)] == [True] * more + [False] * (3 - more)
+
+
+def test_no_exchange_begins_while_ranks_are_asked():
+    gate, begun = Gate(), []
+
+    class World:
+        def allgather(self, value):
+            thread.start()
+            time.sleep(0.2)
+            assert not begun
+            return [value, value]
+
+    thread = threading.Thread(target=lambda: begun.append(gate.begin()))
+    gate.close(World())
+    thread.join()
+    assert begun == [False]
