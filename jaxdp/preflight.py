@@ -19,6 +19,7 @@ from jaxdp import __version__
 if TYPE_CHECKING:
     from jaxdp.world import World
 
+REMEDY = "have all hosts use one environment, made by launch/setup"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "mpi4jax", "mpi4py", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 
@@ -27,20 +28,24 @@ def check_software(world: World) -> None:
 
     Ranks with other CPUs, or fewer cores, still train right: the slowest of them sets the pace.
     """
-    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
-    software = {
-        "version of jaxdp": __version__,
-        "code of jaxdp": _code(pathlib.Path(__file__).parent),
-        "MPI library": world.library,
-        "version of Python": platform.python_version(),
-        **{f"version of {package}": version for package, version in versions.items()},
-    }
-    _require_equal(world, software, "have all hosts use one environment, made by launch/setup")
-    hardware = {"type of CPU": _cpu(), "number of cores of a rank": world.threads}
+    _require_equal(world, software(world), REMEDY)
+    hardware = {"type of CPU": cpu(), "number of cores of a rank": world.threads}
     for what, value in hardware.items():
         difference = world.difference(value)
         if difference is not None and world.is_root:
             print(f"jaxdp: warning: the {what} is not the same on all ranks: {difference}", file=sys.stderr)
+
+
+def software(world: World) -> dict[str, str]:
+    """Versions, by what they are of."""
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {
+        "jaxdp": __version__,
+        "code of jaxdp": _code(pathlib.Path(__file__).parent),
+        "Python": platform.python_version(),
+        "MPI": world.library,
+        **versions,
+    }
 
 
 def check_parts(world: World, *, params: Any, num_devices: int, data: str) -> None:
@@ -80,6 +85,7 @@ def _code(package: pathlib.Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The name of this host's CPU."""
     found = re.search("^model name\\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else platform.machine()

@@ -39,10 +39,9 @@ class Sentinel:
           DivergenceError: on the first rank of those that differ from most.
         """
         leaves = jax.tree.leaves(state)
-        devices = sorted(leaves[0].addressable_shards, key=lambda shard: shard.device.id)
         of_devices = [
-            np.asarray(self._hash([leaf.addressable_shards[index].data for leaf in leaves]))
-            for index in range(len(devices))
+            np.asarray(self._hash([leaf.addressable_shards[device].data for leaf in leaves]))
+            for device in range(len(leaves[0].addressable_shards))
         ]
         of_ranks = np.array(self._world.allgather(np.stack(of_devices)))
         found = drifted(of_ranks)

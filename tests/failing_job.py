@@ -68,7 +68,7 @@ def work(arguments, world):
         elif WHERE == "code":
             preflight._code = lambda _: "0123456789ab"
         elif WHERE == "cpu":
-            preflight._cpu = lambda: "Another One"
+            preflight.cpu = lambda: "Another One"
         elif WHERE == "array":
             create = network.Network.create
             network.Network.create = lambda *args, **kwargs: narrowed(*create(*args, **kwargs))

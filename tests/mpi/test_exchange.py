@@ -224,6 +224,35 @@ def test_groups_of_nodes_give_the_same_batches_and_nothing_crosses_between_them(
         assert len(set(world.allgather(tuple(group.ranks)))) == num_groups
 
 
+def test_groups_of_nodes_exchange_partitions_each_for_itself(world):
+    """Every rank on a node of its own, in two groups."""
+    partitions = Partitions(50, 3, exchange_every=2, batch_size=12, seed=1)
+    order, deal = Order(50, 12, 1, partitions.order), Deal(12, world.size, 1)
+    group = Group.of(Placed(world, Nodes(tuple(range(world.size)))), 2).opened(world.data_comm)
+    counting, holdings = Counting(group.comm), partitions.holdings(0)
+    split = share(group, group.nodes, 50)
+    ids = holdings[split.first : split.first + len(split.labels_N)]
+    split.labels_N[:] = ids
+    split.images.images_NHWC[:] = np.stack([ids % 251, ids // 251], axis=-1).reshape(-1, 2, 1, 1)
+    fed = batches(
+        dataclasses.replace(split, holdings=holdings),
+        order=order,
+        deal=deal,
+        rank=world.rank,
+        group=dataclasses.replace(group, comm=counting),
+        comm=world.data_comm,
+        steps=range(30),
+        steps_per_exchange=4,
+        partitions=partitions,
+    )
+    for step, batch in enumerate(fed):
+        mine = batch.label_B[batch.mask_B].tolist()
+        np.testing.assert_array_equal(batch.image_BHWC[batch.mask_B][:, 0, 0, 0], mine)
+        everyones = [example for examples in world.allgather(mine) for example in examples]
+        assert everyones == order.examples(step, step + 1)[0].tolist()
+    assert (counting.rows > 0) == (group.nodes.count > 1)
+
+
 def test_ranks_of_a_node_share_one_array(world):
     shared = world.shared_array((world.local_size, 5), np.int32)
     shared[world.local_rank] = world.local_rank
