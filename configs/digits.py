@@ -101,6 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.safety = ml_collections.ConfigDict()
     config.safety.compare_every_steps = 100
     config.safety.on_divergence = "abort"
+    config.safety.watchdog_seconds = 300.0
 
     config.cluster = ml_collections.ConfigDict()
     config.cluster.nodes = 1

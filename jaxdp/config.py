@@ -208,10 +208,13 @@ class SafetyConfig:
     Attributes:
       compare_every_steps: how often all replicas of the state are compared; they are before every save too.
       on_divergence: what to do if they differ: "abort", or "dump" all of them into the workdir first.
+      watchdog_seconds: a job in which nothing has moved on any rank for so long is ended, ten times as long while
+        programs are compiled; None for never.
     """
 
     compare_every_steps: int
     on_divergence: str
+    watchdog_seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -366,6 +369,7 @@ def _check(config: Config) -> None:
         "allreduce.segment_bytes",
         "allreduce.bucket_bytes",
         "safety.compare_every_steps",
+        "safety.watchdog_seconds",
         "checkpoint.keep_best",
         "checkpoint.every_epochs",
         "checkpoint.every_steps",

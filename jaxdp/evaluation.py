@@ -7,6 +7,7 @@ import numpy as np
 from jaxdp.data.feed import empty_images, make_batch
 from jaxdp.data.split import Split
 from jaxdp.engines import Engine
+from jaxdp.progress import MINE
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, Task
 from jaxdp.world import World
@@ -30,12 +31,11 @@ class Evaluation:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """{"test_loss", "test_accuracy", "test_top5_accuracy"}; all ranks call it together."""
         split, size = self._split, self._batch_size
-        sums = [
-            self._step(
-                state.evaluated, state.stats, _host_batch(split, start, min(start + size, split.mine.stop), size)
-            )
-            for start in range(split.mine.start, split.mine.stop, size)
-        ]
+        sums = []
+        for start in range(split.mine.start, split.mine.stop, size):
+            batch = _host_batch(split, start, min(start + size, split.mine.stop), size)
+            sums.append(self._step(state.evaluated, state.stats, batch))
+            MINE.beat()
         names = {"test_loss": "loss", "test_accuracy": "hits", "test_top5_accuracy": "top5_hits"}
         mine = [sum(float(batch[name]) for batch in sums) for name in names.values()]
         # In float64 and in the order of the ranks, so that all have the same value.

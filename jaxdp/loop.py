@@ -17,6 +17,7 @@ from jaxdp.data.split import Split
 from jaxdp.metrics import read_metrics
 from jaxdp.plan import Plan
 from jaxdp.preemption import REQUEUE, Preemption
+from jaxdp.progress import COMPILE, MINE
 from jaxdp.report import Report, banner, evaluation_line, on_terminal
 from jaxdp.saved import begin_from
 from jaxdp.sentinel import Sentinel
@@ -45,6 +46,7 @@ def train(
       stop_at_step: save and end before the end of the run, once so many steps are done.
       profile_steps: the first and the last step that JAX's profiler records, on rank 0, into the workdir.
     """
+    MINE.enter(COMPILE)
     run = build(config, world)
     run.check_memory()
     checkpoints = None
@@ -57,6 +59,7 @@ def train(
             keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
             checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=keep, keep_best=keep_best)
     state, position = restore(run, checkpoints)
+    MINE.enter("load")
     bar = world.is_root and on_terminal()
     train_split = run.read("train", holdings=_holdings(run, position.step), bar=bar)
     test_split = run.read("test", bar=bar)
@@ -105,7 +108,14 @@ def train(
     ahead = _batches(run, train_split, position.step, end, gate)
     is_preempted = False
     steps = enumerate(ahead, position.step + 1)
+    compiled: set[str] = set()
+
+    def enter(phase: str, step: int) -> None:
+        """The first time in a phase is for the compiler."""
+        MINE.enter(phase if phase in compiled else COMPILE, step)
+
     for done, batch in steps:
+        enter("step", done)
         if done == first_profiled:
             settle()
             jax.profiler.start_trace(workdir / "profile")
@@ -118,13 +128,18 @@ def train(
         saves = done in run.plan.save_steps or done == end or is_preempted
         if saves or done % config.safety.compare_every_steps == 0:
             settle(is_saved=saves)
+            enter("comparison", done)
             sentinel.check(state, done)
+            compiled.add("comparison")
         if done in run.plan.eval_steps:
             settle()
+            enter("evaluation", done)
             results = evaluate(state)
+            compiled.add("evaluation")
             if report is not None:
                 report.evaluated(done, results)
         if saves:
+            MINE.enter("save", done)
             if checkpoints is not None:
                 accuracy = results["test_accuracy"] if done in run.plan.eval_steps else None
                 now = dataclasses.replace(position, step=done, test_accuracy=accuracy)
@@ -140,6 +155,10 @@ def train(
             # The exchanges that are under way are taken to their end, for nothing.
             for _ in steps:
                 pass
+        # The second step waits for the first one, which was compiled.
+        if done > position.step + 1:
+            compiled.add("step")
+        MINE.enter("input", done + 1)
     preemption.finish()
 
     if end == run.plan.total_steps and not results:

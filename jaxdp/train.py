@@ -20,6 +20,7 @@ def train(arguments: cli.Arguments, world: World) -> None:
     # Before what takes seconds to import.
     preemption = Preemption(world)
     from jaxdp import loop, workdir
+    from jaxdp.watchdog import watching
 
     assert arguments.config is not None
     if arguments.explain:
@@ -32,14 +33,15 @@ def train(arguments: cli.Arguments, world: World) -> None:
     with world.together():
         if world.is_root:
             workdir.check_workdir(arguments.config, arguments.workdir)
-    loop.train(
-        arguments.config,
-        arguments.workdir,
-        world,
-        preemption=preemption,
-        stop_at_step=arguments.stop_at_step,
-        profile_steps=arguments.profile_steps,
-    )
+    with watching(world, arguments.config.safety.watchdog_seconds):
+        loop.train(
+            arguments.config,
+            arguments.workdir,
+            world,
+            preemption=preemption,
+            stop_at_step=arguments.stop_at_step,
+            profile_steps=arguments.profile_steps,
+        )
 
 
 if __name__ == "__main__":

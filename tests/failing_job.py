@@ -1,5 +1,6 @@
 """A training job in which one rank fails: `failing_job.py WHERE RANK [arguments of jaxdp.train]`."""
 
+import itertools
 import pathlib
 import sys
 import time
@@ -46,6 +47,18 @@ def flipping(step, *, after):
     return instead
 
 
+def delayed(function, seconds, after):
+    """The function, which takes its time once, after so many calls."""
+    calls = itertools.count()
+
+    def instead(*args, **kwargs):
+        if next(calls) == after:
+            time.sleep(seconds)
+        return function(*args, **kwargs)
+
+    return instead
+
+
 def narrowed(made, params, stats):
     """A network with one array of another dtype."""
     params["conv2"]["kernel"] = params["conv2"]["kernel"].astype("float16")
@@ -65,6 +78,9 @@ def work(arguments, world):
             decode.Decoder.__call__ = failing(decode.Decoder.__call__, after=2000)
         elif WHERE == "save":
             checkpoint.Checkpoints.save = failing(checkpoint.Checkpoints.save, after=1)
+        elif WHERE in ("hang", "slow"):
+            make_step, wait = local.LocalEngine.train_step, {"hang": (1000, 10), "slow": (8, 0)}[WHERE]
+            local.LocalEngine.train_step = lambda *args, **kwargs: delayed(make_step(*args, **kwargs), *wait)
         elif WHERE == "code":
             preflight._code = lambda _: "0123456789ab"
         elif WHERE == "cpu":

@@ -87,7 +87,7 @@ def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
     Seen here: some pairs of runs agree to 1e-7, others to 7e-5.
     """
     losses = {}
-    for ranks, devices in [(1, 1), (3, 1), (4, 1), (2, 2)]:
+    for ranks, devices in [(1, 1), (3, 1), (2, 2)]:
         workdir = f"losses-{ranks}x{devices}"
         jobs.train(ranks, workdir, *SHORT, "--config.schedule.base_rate=0.002", devices=devices)
         losses[ranks, devices] = [line["loss"] for line in jobs.metrics(workdir) if "loss" in line]
@@ -114,9 +114,9 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
         (2, 2, SHORT),
         (2, 1, (*SHORT, *PARTITIONS)),
         (3, 1, (*SHORT, RESNET, *RECIPE)),
-        (4, 1, (*SHORT, *LARS)),
+        (2, 1, (*SHORT, *LARS)),
     ],
-    ids=["without mpirun", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 4"],
+    ids=["without mpirun", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 2"],
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
     name = request.node.callspec.id.replace(" ", "-")
@@ -352,14 +352,13 @@ def test_some_steps_are_profiled(jobs):
 def test_batch_statistics_of_the_world_are_the_same_by_every_engine(jobs):
     """But for float32 rounding; tests/mpi/test_training.py holds the other engines to 9 digits in float64."""
     losses = []
-    for ranks, devices, engine in ((1, 1, "native"), (2, 2, "xla"), (3, 1, "native")):
+    for ranks, devices, engine in ((1, 1, "native"), (2, 2, "xla")):
         statistics = ("--config.batch_statistics=world", "--config.schedule.base_rate=0.002", RESNET)
         workdir = f"world-{ranks}x{devices}-{engine}"
         arguments = (*SHORT, *statistics, f"--config.allreduce.engine={engine}", "--stop_at_step=20")
         jobs.train(ranks, workdir, *arguments, devices=devices)
         losses.append([line["loss"] for line in jobs.metrics(workdir) if "loss" in line])
     assert losses[1] == pytest.approx(losses[0], rel=5e-4)
-    assert losses[2] == pytest.approx(losses[0], rel=5e-4)
 
 
 def test_a_mistake_leaves_no_workdir_behind(jobs):

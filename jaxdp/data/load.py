@@ -17,6 +17,7 @@ from jaxdp.data.nodes import Group
 from jaxdp.data.source import Source
 from jaxdp.data.split import Split
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
+from jaxdp.progress import MINE
 
 if TYPE_CHECKING:
     from jaxdp.world import World
@@ -144,6 +145,7 @@ class _Reading:
             tqdm(total=mine.stop - mine.start, desc=f"read {self.split}", disable=not self.bar) as progress,
         ):
             for part, taken in pool.map(of_part, parts):
+                MINE.beat()
                 yield taken
                 progress.update(part.stop - part.start)
 

@@ -1,0 +1,93 @@
+"""Jobs in which nothing moves any more."""
+
+import os
+import pathlib
+import re
+import signal
+import time
+
+import pytest
+
+from jaxdp.watchdog import Seen, addresses, report
+
+SECONDS = 6
+LONG = ("--config.epochs=100.0", "--config.log_every_steps=1", f"--config.safety.watchdog_seconds={SECONDS}")
+HOST = os.uname().nodename
+
+
+def processes_of(workdir):
+    """By rank, those of the job in this workdir."""
+    found = {}
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            lines = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        environment = dict(line.split(b"=", 1) for line in lines if b"=" in line)
+        rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK"))
+        if f"--workdir={workdir}".encode() in words and rank is not None and b"jaxdp.train" in words:
+            found[int(rank)] = int(folder.name)
+    return found
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stopped_rank_is_named_and_the_job_ends(jobs, rank):
+    """Stopped as a host that swaps, or whose network is gone: there is no error that anyone would see."""
+    workdir = jobs.folder / f"stops-{rank}"
+    with jobs.start(3, "-m", "jaxdp.train", *LONG, f"--workdir={workdir}") as job:
+        jobs.wait_for_step(workdir.name, 20)
+        os.kill(processes_of(workdir)[rank], signal.SIGSTOP)
+        begin = time.monotonic()
+        _, err = job.communicate(timeout=60)
+    assert time.monotonic() - begin < SECONDS + 12
+    assert job.returncode != 0
+    if rank == 0:
+        assert f"jaxdp: error: rank 0 on {HOST} has been silent for {SECONDS} s, the job ends (rank 1 of 3" in err
+    else:
+        assert f"jaxdp: error: nothing has moved for {SECONDS} s, the job ends:" in err
+        assert f"  rank 2 on {HOST}: silent for " in err
+        assert re.search(r"  (2 ranks, from rank 0 on|rank 0 on .*): \d+ s in \w+, step \d+", err)
+    assert not processes_of(workdir)
+
+
+def test_a_rank_that_is_late_has_its_stacks_written(jobs):
+    """One that hangs in its input, while its threads still answer."""
+    workdir = jobs.folder / "hangs"
+    ended = jobs.run(3, "tests/failing_job.py", "hang", "1", *LONG, f"--workdir={workdir}", timeout=90)
+    assert ended.code != 0
+    alarm = ended.err[ended.err.index(f"jaxdp: error: nothing has moved for {SECONDS} s, the job ends:") :]
+    # The others wait for it inside the same step, so all of them tell where they are.
+    assert f"rank 1 on {HOST}:\n" in alarm
+    assert "in instead\n" in alarm
+
+
+def test_slow_compilers_are_no_alarm(jobs):
+    """One rank takes longer for its first step than the watchdog waits."""
+    workdir = jobs.folder / "slow"
+    arguments = ("--config.safety.watchdog_seconds=2.0", "--stop_at_step=3", f"--workdir={workdir}")
+    ended = jobs.run(3, "tests/failing_job.py", "slow", "1", *arguments)
+    assert ended.code == 0, ended.err
+
+
+def seen(phase, step, moved, heard, host="a"):
+    return Seen(host, phase, step, 0, moved, heard)
+
+
+def test_the_silent_are_late_or_else_those_that_are_furthest_back():
+    ranks = [
+        seen("step", 57, 40, 99),
+        seen("step", 57, 41, 99),
+        seen("input", 57, 38, 70, "b"),
+        seen("step", 57, 42, 99),
+    ]
+    text, late = report(ranks, 100, silent_after=5)
+    others = "  3 ranks, from rank 0 on: 60 s in step, step 57"
+    assert (text, late) == ("  rank 2 on b: silent for 30 s, was in input, step 57\n" + others, [2])
+    ranks[2] = seen("input", 56, 38, 99, "b")
+    text, late = report(ranks, 100, silent_after=5)
+    assert (text, late) == ("  rank 2 on b: 62 s in input, step 56\n" + others, [2])
+
+
+def test_a_host_has_addresses_and_the_loopback_is_the_last():
+    assert addresses()[-1].startswith("127.")
