@@ -47,16 +47,14 @@ def stopped(jobs, workdir, *arguments, number=signal.SIGUSR1, rank=None, past_st
     return job.returncode, out, err
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whole, rank):
-    """Asked by a signal to mpirun, which all ranks get, or to one of them."""
-    workdir = f"preempted-{rank}"
-    code, out, err = stopped(jobs, workdir, rank=rank)
+def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whole):
+    """Asked by a signal to one of its ranks."""
+    workdir = "preempted"
+    code, out, err = stopped(jobs, workdir, rank=2)
     assert code == REQUEUE
     (saved,) = (jobs.folder / workdir / "checkpoints").iterdir()
     assert f"stopped at step {saved.name} as asked" in out
     assert 20 <= int(saved.name) < 180
-    assert err.count("saves after this step or the next one, and ends") == (0 if rank == 2 else 1)
     assert "Traceback" not in err
     jobs.train(3, workdir, *LONG)
     assert jobs.saved(workdir, 180) == whole
@@ -64,8 +62,10 @@ def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whol
 
 
 def test_exchanges_that_are_under_way_end_together(jobs):
-    code, _, err = stopped(jobs, "preempted-partitions", *PARTITIONS, rank=1)
+    """Asked by a signal to mpirun, which all ranks get."""
+    code, _, err = stopped(jobs, "preempted-partitions", *PARTITIONS, number=signal.SIGTERM)
     assert code == REQUEUE, err
+    assert err.count("SIGTERM on rank 0 of 3: the job saves after this step or the next one, and ends") == 1
 
 
 def test_before_the_first_step_a_job_ends_at_once(jobs):

@@ -126,7 +126,7 @@ def alone(model="cnn", **common):
 @pytest.mark.parametrize(
     ("ranks", "engine", "devices", "batch_size", "optimizer", "staged"),
     [
-        ({2, 3}, "native", 1, 13, "sgd", False),
+        ({2}, "native", 1, 13, "sgd", False),
         ({3}, "native", 2, 5, "lars", False),
         ({2}, "native", 2, 5, "sgd", True),
         ({4}, "mpi4jax", 2, 5, "sgd", True),
@@ -145,10 +145,10 @@ def test_the_number_of_ranks_changes_nothing_but_rounding(world, ranks, engine, 
 
 @pytest.mark.parametrize(
     ("ranks", "engine", "devices", "batch_size"),
-    [({2}, "native", 2, 6), ({3}, "native", 1, 13), ({4}, "native", 2, 5), ({3}, "mpi4jax", 1, 13)],
+    [({2}, "native", 3, 5), ({3}, "mpi4jax", 1, 13)],
 )
 def test_batch_statistics_of_the_world_do_not_depend_on_the_number_of_ranks(world, ranks, engine, devices, batch_size):
-    """Also where a device has no real example (5 examples on 8 devices)."""
+    """Also where a device has no real example (5 examples on 6 devices)."""
     only_with(ranks, world)
     common = {"batch_size": batch_size, "steps": 8, "dtype": np.float64}
     comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
