@@ -109,18 +109,17 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def _too_old(self) -> list[int]:
-        *older, _ = steps = self._steps()
-        last = set(steps[-(self._keep or 1) :])
-        accuracies = {step: accuracy for step in steps if (accuracy := self._test_accuracy(step)) is not None}
-        # Of those that are as good as one another, the later ones.
-        best = sorted(accuracies, key=lambda step: (accuracies[step], step))[-self._keep_best :]
-        return [step for step in older if step not in last and not (self._keep_best and step in best)]
+        steps = self._steps()
+        kept = set(steps[-(self._keep or 1) :])
+        if self._keep_best:
+            accuracies = {step: accuracy for step in steps if (accuracy := self._test_accuracy(step)) is not None}
+            # Of those that are as good as one another, the later ones.
+            kept |= set(sorted(accuracies, key=lambda step: (accuracies[step], step))[-self._keep_best :])
+        return [step for step in steps if step not in kept]
 
     def _test_accuracy(self, step: int) -> float | None:
         from orbax.checkpoint import v1 as ocp
 
-        if not self._keep_best:
-            return None
         with compat.orbax_alone():
             noted = ocp.load_checkpointables(self.folder / str(step), {"position": None})["position"]
         return noted["test_accuracy"]

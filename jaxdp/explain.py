@@ -29,7 +29,7 @@ from jaxdp.optim.factory import kernels, make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task, forward_backward, reduced_order, reduced_shapes
+from jaxdp.step import Batch, Task, evaluated_logits, forward_backward, reduced_order, reduced_shapes
 
 PyTree = Any
 
@@ -187,7 +187,7 @@ def _step(parts: _Parts) -> Iterator[str]:
     one = _batch(parts, 1)
     step = functools.partial(forward_backward, parts.task)
     flops = _flops(step, params, stats, one)
-    forward = _flops(functools.partial(_logits, parts), params, stats, one)
+    forward = _flops(functools.partial(evaluated_logits, parts.task), params, stats, one.image_BHWC)
     yield f"{forward / 1e9:.4g} GFLOP an image forward, {flops / 1e9:.4g} forward and backward (2 a multiply-add)"
     seconds = _step_seconds(parts)
     yield (
@@ -212,11 +212,6 @@ def _step(parts: _Parts) -> Iterator[str]:
 def _flops(function: Callable[..., Any], *arguments: Any) -> float:
     analysis: Any = jax.jit(function).lower(*arguments).cost_analysis()
     return analysis["flops"]
-
-
-def _logits(parts: _Parts, params: PyTree, stats: PyTree, batch: Batch) -> jax.Array:
-    view = parts.task.augmentation.test_view(parts.task.normalise(batch.image_BHWC))
-    return parts.model.apply(params, stats, view, train=False)[0]
 
 
 def _loss(parts: _Parts, params: PyTree, stats: PyTree, batch: Batch) -> jax.Array:

@@ -65,6 +65,7 @@ def _predictions(workdir: pathlib.Path, files: Sequence[pathlib.Path], top: int)
     from jaxdp.data.decode import Decoder
     from jaxdp.data.order import Deal
     from jaxdp.saved import Saved
+    from jaxdp.step import evaluated_logits
 
     saved = Saved.read(workdir)
     task = make_task(saved.config, saved.network, Deal(1, 1, 1))
@@ -74,10 +75,8 @@ def _predictions(workdir: pathlib.Path, files: Sequence[pathlib.Path], top: int)
 
     @jax.jit
     def shares_of(weights: Any, image_BHWC: Any) -> Any:
-        view_BHWC = task.augmentation.test_view(task.normalise(image_BHWC))
         params, stats = weights
-        logits_BK, _ = task.network.apply(params, stats, view_BHWC, train=False)
-        return jax.nn.softmax(logits_BK.astype("float32"))
+        return jax.nn.softmax(evaluated_logits(task, params, stats, image_BHWC).astype("float32"))
 
     for start in range(0, len(files), _BATCH):
         some = files[start : start + _BATCH]

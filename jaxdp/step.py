@@ -248,10 +248,15 @@ def checked_leaves(reduced: PyTree) -> list[tuple[Any, Any]]:
     return jax.tree_util.tree_leaves_with_path({name: reduced[name] for name in ("gradient", "stats")})
 
 
+def evaluated_logits(task: Task, params: PyTree, stats: PyTree, image_BHWC: jax.Array) -> jax.Array:
+    """Logits [B, K] of uint8 images, as in evaluation."""
+    view_BHWC = task.augmentation.test_view(task.normalise(image_BHWC))
+    return task.network.apply(params, stats, view_BHWC, train=False)[0]
+
+
 def evaluate_batch(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:
     """Sums over the real examples of a batch: {"loss", "hits", "top5_hits"}, float32 []."""
-    view_BHWC = task.augmentation.test_view(task.normalise(batch.image_BHWC))
-    logits_BK, _ = task.network.apply(params, stats, view_BHWC, train=False)
+    logits_BK = evaluated_logits(task, params, stats, batch.image_BHWC)
     return {
         "hits": jnp.sum(jnp.where(batch.mask_B, hits(logits_BK, batch.label_B), 0.0)),
         "top5_hits": jnp.sum(jnp.where(batch.mask_B, top5_hits(logits_BK, batch.label_B), 0.0)),

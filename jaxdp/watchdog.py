@@ -85,7 +85,6 @@ class Watchdog:
         self._seen = [Seen(host, MINE.phase, 0, -1, now, now) for host in hosts]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
-        self._socket.settimeout(self._every)
         port = self._socket.getsockname()[1]
         # Rank 0 may have several addresses; each rank takes the one that answers. The token tells this job from others.
         self._roots, self._token = world.bcast(([(address, port) for address in addresses()], secrets.token_hex(8)))

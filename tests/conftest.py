@@ -13,12 +13,6 @@ def jobs(tmp_path_factory) -> Jobs:
     return Jobs(tmp_path_factory.mktemp("jobs"))
 
 
-def pytest_collection_modifyitems(items):
-    """The files that take longest come first, as two are at work on one file each."""
-    longest = ["test_jobs.py", "test_mpi.py", "test_bench.py"]
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
-
-
 def pytest_ignore_collect(collection_path, config):
     """What needs several ranks runs under mpirun only: test_mpi.py starts it."""
     if collection_path.name == "mpi" and not any("tests/mpi" in word for word in config.invocation_params.args):

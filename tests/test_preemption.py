@@ -1,7 +1,6 @@
 """Jobs that are asked to make room."""
 
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -15,20 +14,6 @@ LONG = ("--config.epochs=8.0", "--config.log_every_steps=1", "--config.checkpoin
 PARTITIONS = ("--config.data.shuffle=partition", "--config.data.partitions=3", "--config.data.exchange_steps=3")
 
 
-def process_of(rank, workdir):
-    """Of the job in this workdir."""
-    for folder in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            environment = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks = {f"{name}={rank}".encode() for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK")}
-        if f"--workdir={workdir}".encode() in words and b"jaxdp.train" in words and ranks & set(environment):
-            return int(folder.name)
-    raise AssertionError(f"rank {rank} is not there")
-
-
 @pytest.fixture(scope="module")
 def whole(jobs):
     jobs.train(3, "not-preempted", *LONG)
@@ -40,7 +25,7 @@ def stopped(jobs, workdir, *arguments, number=signal.SIGUSR1, rank=None, past_st
     command = ("-m", "jaxdp.train", *LONG, *arguments, f"--workdir={jobs.folder / workdir}")
     with jobs.start(3, *command) as job:
         jobs.wait_for_step(workdir, past_step)
-        os.kill(job.pid if rank is None else process_of(rank, jobs.folder / workdir), number)
+        os.kill(job.pid if rank is None else jobs.processes(workdir)[rank], number)
         begin = time.monotonic()
         out, err = job.communicate(timeout=60)
     assert time.monotonic() - begin < 20

@@ -1,7 +1,6 @@
 """Jobs in which nothing moves any more."""
 
 import os
-import pathlib
 import re
 import signal
 import time
@@ -15,29 +14,13 @@ LONG = ("--config.epochs=100.0", "--config.log_every_steps=1", f"--config.safety
 HOST = os.uname().nodename
 
 
-def processes_of(workdir):
-    """By rank, those of the job in this workdir."""
-    found = {}
-    for folder in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            lines = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        environment = dict(line.split(b"=", 1) for line in lines if b"=" in line)
-        rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK"))
-        if f"--workdir={workdir}".encode() in words and rank is not None and b"jaxdp.train" in words:
-            found[int(rank)] = int(folder.name)
-    return found
-
-
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_stopped_rank_is_named_and_the_job_ends(jobs, rank):
     """Stopped as a host that swaps, or whose network is gone: there is no error that anyone would see."""
     workdir = jobs.folder / f"stops-{rank}"
     with jobs.start(3, "-m", "jaxdp.train", *LONG, f"--workdir={workdir}") as job:
         jobs.wait_for_step(workdir.name, 20)
-        os.kill(processes_of(workdir)[rank], signal.SIGSTOP)
+        os.kill(jobs.processes(workdir.name)[rank], signal.SIGSTOP)
         begin = time.monotonic()
         _, err = job.communicate(timeout=60)
     assert time.monotonic() - begin < SECONDS + 12
@@ -48,7 +31,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends(jobs, rank):
         assert f"jaxdp: error: nothing has moved for {SECONDS} s, the job ends:" in err
         assert f"  rank 2 on {HOST}: silent for " in err
         assert re.search(r"  (2 ranks, from rank 0 on|rank 0 on .*): \d+ s in \w+, step \d+", err)
-    assert not processes_of(workdir)
+    assert not jobs.processes(workdir.name)
 
 
 def test_a_rank_that_is_late_has_its_stacks_written(jobs):

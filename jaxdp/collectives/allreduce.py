@@ -160,11 +160,10 @@ def make_allreduce(
         return BlockingAllreduce(choices, world.device_comm, chosen, description)
     if world.size == 1:
         return NativeAllreduce(None, axis, parts, chosen, description)
-    plans = []
-    for index, (choice, bucket) in enumerate(zip(choices, layout.buckets, strict=True)):
-        size, name = -(-bucket.size // parts), f"bucket {index}"
-        of_parts = [run_native.plan_of(choice, size, bucket.dtype, world, name=name) for _ in range(parts)]
-        plans.append(of_parts[0])
+    plans = [
+        run_native.plan_of_parts(choice, bucket.size, bucket.dtype, world, parts=parts, name=f"bucket {index}")
+        for index, (choice, bucket) in enumerate(zip(choices, layout.buckets, strict=True))
+    ]
     return NativeAllreduce(plans, axis, parts, chosen, description)
 
 

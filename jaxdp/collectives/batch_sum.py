@@ -60,11 +60,8 @@ def _sum_once(engine: str, world: World, size: int, dtype: np.dtype, axis: str, 
     else:
         plans = None
         if world.size > 1:
-            part = -(-size // num_devices)
-            of_parts = [
-                run_native.plan_of(_CHOICE, part, dtype, world, name="batch statistics") for _ in range(num_devices)
-            ]
-            plans = of_parts[:1]
+            name = "batch statistics"
+            plans = [run_native.plan_of_parts(_CHOICE, size, dtype, world, parts=num_devices, name=name)]
         allreduce = NativeAllreduce(plans, axis, num_devices)
 
     def of_array(array: jax.Array) -> jax.Array:

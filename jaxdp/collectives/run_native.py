@@ -209,6 +209,13 @@ def plan_of(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *,
     )
 
 
+def plan_of_parts(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, parts: int, name: str) -> Plan:
+    """The plan of device 0 for payloads cut into equal parts, one a local device; those of the others follow it."""
+    size = -(-num_elements // parts)
+    first, *_ = [plan_of(choice, size, dtype, world, name=name) for _ in range(parts)]
+    return first
+
+
 def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in_place: bool = False) -> jax.Array:
     """The sum over the ranks inside jit, also inside shard_map over CPU devices; the program goes on meanwhile.
 
