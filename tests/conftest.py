@@ -8,6 +8,10 @@ os.environ.setdefault("NPROC", "2")
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=4 {COMPILE_QUICKLY}")
 
 
+# These take longest and begin first: pytest-xdist hands the files out in the order of the tests.
+LONGEST = ("test_jobs.py", "test_mpi.py", "test_bench.py")
+
+
 @pytest.fixture(scope="session")
 def jobs(tmp_path_factory) -> Jobs:
     return Jobs(tmp_path_factory.mktemp("jobs"))
@@ -18,3 +22,7 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.name == "mpi" and not any("tests/mpi" in word for word in config.invocation_params.args):
         return True
     return None
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
