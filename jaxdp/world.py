@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import socket
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # Ranks that a message names one by one.
 _MOST_RANKS = 8
+
+# What the system says of a disk without room, or of a user without a right to more.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -168,6 +173,8 @@ class World:
         from mpi4py import MPI
 
         window: Any = MPI.Win.Allocate_shared(num_bytes if self.local_rank == 0 else 0, 1, comm=self.node_comm)
+        # With a window left over MPICH cannot close its network (libfabric), and a job that went well fails at its end.
+        atexit.register(window.Free)
         whole, _ = window.Shared_query(0)
         return np.frombuffer(whole, np.uint8)[:num_bytes].view(dtype).reshape(shape)
 
@@ -249,6 +256,8 @@ def _die(world: World, error: BaseException | None) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         world.abort(128 + signal.SIGINT)
     where = f"rank {world.rank} of {world.size} on {world.host}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        error = Failure(f"a disk is full: {error}: make room and start again, the run goes on from its last save")
     if isinstance(error, (UserError, Failure)):
         print(f"jaxdp: error: {error} ({where})", file=sys.stderr)
         world.abort(USER_ERROR if isinstance(error, UserError) else INTERNAL_ERROR)
