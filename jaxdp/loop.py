@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -17,12 +18,13 @@ from jaxdp.data.split import Split
 from jaxdp.metrics import read_metrics
 from jaxdp.plan import Plan
 from jaxdp.preemption import REQUEUE, Preemption
-from jaxdp.progress import COMPILE, MINE
+from jaxdp.progress import COMPILE, COMPUTE, MINE
 from jaxdp.report import Report, banner, evaluation_line, on_terminal
 from jaxdp.saved import begin_from
 from jaxdp.sentinel import Sentinel
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, checked_leaves, reduced_shapes
+from jaxdp.stragglers import Pace
 from jaxdp.workdir import CHECKPOINTS, Labels, claim_workdir, write_labels
 from jaxdp.world import AgreedExit, UserError, World
 
@@ -82,25 +84,33 @@ def train(
                 "between them"
             )
     first_profiled, last_profiled = profile_steps if profile_steps is not None and world.is_root else (None, None)
-    report = Report(run, workdir, first_step=position.step, end_step=end) if world.is_root else None
+    hosts = world.allgather(world.host)
+    report = Report(run, workdir, first_step=position.step, end_step=end, hosts=hosts) if world.is_root else None
     train_step = run.engine.train_step(run.task, run.optimizer, run.layout, allreduce)
     evaluate = run.evaluation(test_split)
     dump = workdir / "divergence" if config.safety.on_divergence == "dump" else None
     sentinel = Sentinel(run.first_state, world, dump=dump)
-    in_flight: tuple[int, dict[str, Any]] | None = None
+    pace = Pace(world, allreduce)
+    in_flight: tuple[int, dict[str, Any], float, float] | None = None
     results: dict[str, float] = {}
 
     def settle(*, is_saved: bool = False) -> None:
         """Waits for the step in flight, and has it reported."""
         nonlocal in_flight
         if in_flight is not None:
-            (step, values), in_flight = in_flight, None
+            (step, values, dispatched_s, input_s), in_flight = in_flight, None
             jax.block_until_ready(values)
+            pace.step_is_done(dispatched_s=dispatched_s, input_s=input_s)
             norms = values.pop("norms", None)
             values = heed_skipped(run, step, values)
+            # One is due at every save too: a run that goes on from it cannot know the metrics of the steps before.
+            is_due = step % config.log_every_steps == 0 or is_saved
+            times = pace.take() if is_due else None
             if report is not None:
-                report.trained(step, values, is_saved=is_saved)
-                every = run.config.norms_every_steps
+                report.trained(values | {"input_seconds": input_s})
+                if is_due:
+                    report.line(step, times)
+                every = config.norms_every_steps
                 if every is not None and step % every == 0:
                     report.norms(step, norms)
 
@@ -108,34 +118,29 @@ def train(
     ahead = _batches(run, train_split, position.step, end, gate)
     is_preempted = False
     steps = enumerate(ahead, position.step + 1)
-    compiled: set[str] = set()
-
-    def enter(phase: str, step: int) -> None:
-        """The first time in a phase is for the compiler."""
-        MINE.enter(phase if phase in compiled else COMPILE, step)
-
     for done, batch in steps:
-        enter("step", done)
+        MINE.enter_program(COMPUTE, done)
         if done == first_profiled:
             settle()
             jax.profiler.start_trace(workdir / "profile")
         # Step n is on its way before step n - 1 is waited for, so that devices never idle.
+        dispatched_s = time.perf_counter()
         state, values = train_step(state, batch)
         settle()
-        in_flight = done, values | {"input_seconds": ahead.take_waited()}
+        in_flight = done, values, dispatched_s, ahead.take_waited()
         preemption.has_begun()
         is_preempted = preemption.is_agreed() and done < end
         saves = done in run.plan.save_steps or done == end or is_preempted
         if saves or done % config.safety.compare_every_steps == 0:
             settle(is_saved=saves)
-            enter("comparison", done)
+            MINE.enter_program("comparison", done)
             sentinel.check(state, done)
-            compiled.add("comparison")
+            MINE.has_compiled("comparison")
         if done in run.plan.eval_steps:
             settle()
-            enter("evaluation", done)
+            MINE.enter_program("evaluation", done)
             results = evaluate(state)
-            compiled.add("evaluation")
+            MINE.has_compiled("evaluation")
             if report is not None:
                 report.evaluated(done, results)
         if saves:
@@ -157,7 +162,7 @@ def train(
                 pass
         # The second step waits for the first one, which was compiled.
         if done > position.step + 1:
-            compiled.add("step")
+            MINE.has_compiled(COMPUTE)
         MINE.enter("input", done + 1)
     preemption.finish()
 
@@ -217,7 +222,7 @@ def heed_skipped(run: Run, step: int, values: dict[str, Any]) -> dict[str, float
             f"{skipped} steps in a row, up to step {step}, had values that are not finite, first in {name}: lower the "
             "rate (config.schedule.base_rate, or a longer warmup), or clip gradients (config.optimizer.clip_norm)"
         )
-    return {"input_seconds": values["input_seconds"], "skipped": 1.0}
+    return {"skipped": 1.0}
 
 
 def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Position]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdp import __version__
 from jaxdp.metrics import MetricsWriter, Progress, TrainLog
+from jaxdp.stragglers import Stragglers
 from jaxdp.world import is_launched
 
 if TYPE_CHECKING:
@@ -31,27 +32,34 @@ class Report:
       workdir: of the run.
       first_step: steps done before.
       end_step: where this job ends.
+      hosts: of all ranks.
     """
 
-    def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int):
+    def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int, hosts: list[str]):
         self._run, self._workdir, self._first_step, self._end_step = run, workdir, first_step, end_step
         self._writer = MetricsWriter(workdir, resume_step=first_step)
         self._progress = Progress(run.plan.total_steps, first_step=first_step, bar=on_terminal())
         self._log = TrainLog(run.config.batch_size)
+        self._stragglers = Stragglers(hosts)
         self._started = time.perf_counter()
 
-    def trained(self, step: int, values: dict[str, Any], *, is_saved: bool) -> None:
-        """A step is done; writes a line where one is due.
+    def trained(self, values: dict[str, Any]) -> None:
+        """A step is done."""
+        self._log.add(values)
 
-        One is due at every save too: a resumed run cannot know the metrics of the steps before it.
+    def line(self, step: int, times: np.ndarray | None) -> None:
+        """Writes one about the steps since the last one.
+
+        Args:
+          step: the last of them.
+          times: see `Pace.take`.
         """
         run = self._run
-        self._log.add(values)
-        if step % run.config.log_every_steps == 0 or is_saved:
-            means, seconds_per_step = self._log.take()
-            means["learning_rate"] = float(run.learning_rate(step - 1))
-            self._writer.write(step, epoch=run.plan.epoch(step), **means)
-            self._progress.update(step, epoch=run.plan.epoch(step), values=means, seconds_per_step=seconds_per_step)
+        means, seconds_per_step = self._log.take()
+        means["learning_rate"] = float(run.learning_rate(step - 1))
+        of_ranks = {} if times is None else self._stragglers.add(times)
+        self._writer.write(step, epoch=run.plan.epoch(step), **means, **of_ranks)
+        self._progress.update(step, epoch=run.plan.epoch(step), values=means, seconds_per_step=seconds_per_step)
 
     def norms(self, step: int, values: dict[str, Any]) -> None:
         """The norms of all arrays in a step, see `step.layer_norms`."""
@@ -78,7 +86,8 @@ class Report:
         """The run has ended: the summary."""
         seconds = time.perf_counter() - self._started
         rate = (self._end_step - self._first_step) * self._run.config.batch_size / seconds
-        self._writer.write(self._end_step, summary=True, **results, seconds=seconds, images_per_second=rate)
+        of_ranks = self._stragglers.summary()
+        self._writer.write(self._end_step, summary=True, **results, seconds=seconds, images_per_second=rate, **of_ranks)
         self._close(
             f"finished: test accuracy {results['test_accuracy']:.4f}, {seconds:.1f} s, {rate:.0f} images/s, "
             f"metrics in {self._workdir / 'metrics.jsonl'}"
@@ -91,6 +100,8 @@ class Report:
     def _close(self, last_words: str) -> None:
         self._progress.close()
         self._writer.close()
+        if slowest := self._stragglers.sentence():
+            print(slowest, flush=True)
         print(last_words, flush=True)
 
 

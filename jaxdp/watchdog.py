@@ -11,13 +11,14 @@ import pathlib
 import re
 import secrets
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-from jaxdp.progress import COMPILE, MINE
+from jaxdp.progress import ALLREDUCE, COMPILE, MINE
 from jaxdp.world import INTERNAL_ERROR, World
 
 # A compiler is given so many times the patience.
@@ -25,8 +26,9 @@ _PATIENCE = {COMPILE: 10.0}
 # Of the time after which it ends a job: how often ranks report.
 _REPORTS = 10
 _MOST_BYTES = 2048
+_LAUNCHERS = ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun")
 _DUMP, _ACKNOWLEDGED = b"dump", b"ok"
-# For stacks to be written, and for ranks to end one after the other if rank 0 is gone.
+# For stacks to be written, for ranks to end one after the other if rank 0 is gone, and for the launcher to notice.
 _GRACE_S = 2.0
 
 
@@ -105,7 +107,7 @@ class Watchdog:
         return self._awake - before > self._silent_after + _GRACE_S
 
     def _state(self) -> bytes:
-        return json.dumps([self._token, self._world.rank, MINE.phase, MINE.step, MINE.beats]).encode()
+        return json.dumps([self._token, self._world.rank, *MINE.now()]).encode()
 
     def _watch(self) -> None:
         """Rank 0: hears all, and ends the job when nothing has moved for too long."""
@@ -146,7 +148,7 @@ class Watchdog:
             elif self._seen[rank].address is not None:
                 self._send(_DUMP, self._seen[rank].address)
         time.sleep(_GRACE_S)
-        os._exit(INTERNAL_ERROR)
+        _exit()
 
     def _report(self) -> None:
         """Other ranks: report, and end the job if rank 0 is gone."""
@@ -168,7 +170,7 @@ class Watchdog:
                 what = f"rank 0 on {self._seen[0].host} has been silent for {self._seconds:g} s, the job ends"
                 where = f"rank {self._world.rank} of {self._world.size} on {self._world.host}"
                 print(f"jaxdp: error: {what} ({where})", file=sys.stderr, flush=True)
-                os._exit(INTERNAL_ERROR)
+                _exit()
 
     def _receive(self, seconds: float) -> Iterator[tuple[bytes, Any]]:
         self._socket.settimeout(max(0.001, seconds))
@@ -179,6 +181,32 @@ class Watchdog:
         # A network that is cut is seen by what does not come.
         with contextlib.suppress(OSError):
             self._socket.sendto(data, address)
+
+
+def _exit() -> NoReturn:
+    """Ends this process, whose launcher ends the job; and the launcher, should it wait for a host that is gone."""
+    pid = launcher(os.getpid())
+    if pid is not None:
+        name = pathlib.Path("/proc", str(pid), "comm")
+        command = 'sleep "$3"; if [ "$(cat "$1")" = "$2" ]; then kill -9 "$4"; fi'
+        words = [str(name), name.read_text().strip(), str(_GRACE_S), str(pid)]
+        # With streams of the launcher in a child's hands nobody would see the end of them.
+        nowhere = subprocess.DEVNULL
+        subprocess.Popen(
+            ["sh", "-c", command, "sh", *words], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
+    os._exit(INTERNAL_ERROR)
+
+
+def launcher(pid: int) -> int | None:
+    """The process that has started the job of this one, if it is on this host: an ancestor of it."""
+    while pid > 1:
+        # "PID (name) state parent ...", and a name may hold anything.
+        name, _, rest = pathlib.Path("/proc", str(pid), "stat").read_text().partition("(")[2].rpartition(")")
+        if name in _LAUNCHERS:
+            return pid
+        pid = int(rest.split()[1])
+    return None
 
 
 def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, list[int]]:
@@ -192,7 +220,9 @@ def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, 
     silent = [rank for rank, seen in enumerate(ranks) if now - seen.heard > silent_after]
     others = [rank for rank in range(len(ranks)) if rank not in silent]
     least = min((ranks[rank].step for rank in others), default=0)
-    late = silent or [rank for rank in others if ranks[rank].step == least]
+    behind = [rank for rank in others if ranks[rank].step == least]
+    # Who waits in an allreduce waits for those that have not come to it.
+    late = silent or [rank for rank in behind if ranks[rank].phase != ALLREDUCE] or behind
     lines = []
     for rank in silent:
         seen = ranks[rank]

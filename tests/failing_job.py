@@ -59,6 +59,16 @@ def delayed(function, seconds, after):
     return instead
 
 
+def late(step, seconds):
+    """A training step before which there is always something else to do."""
+
+    def instead(state, batch):
+        time.sleep(seconds)
+        return step(state, batch)
+
+    return instead
+
+
 def narrowed(made, params, stats):
     """A network with one array of another dtype."""
     params["conv2"]["kernel"] = params["conv2"]["kernel"].astype("float16")
@@ -81,6 +91,9 @@ def work(arguments, world):
         elif WHERE in ("hang", "slow"):
             make_step, wait = local.LocalEngine.train_step, {"hang": (1000, 10), "slow": (8, 0)}[WHERE]
             local.LocalEngine.train_step = lambda *args, **kwargs: delayed(make_step(*args, **kwargs), *wait)
+        elif WHERE == "late":
+            make_step = local.LocalEngine.train_step
+            local.LocalEngine.train_step = lambda *args, **kwargs: late(make_step(*args, **kwargs), 0.1)
         elif WHERE == "code":
             preflight._code = lambda _: "0123456789ab"
         elif WHERE == "cpu":

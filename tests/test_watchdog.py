@@ -40,7 +40,8 @@ def test_a_rank_that_is_late_has_its_stacks_written(jobs):
     ended = jobs.run(3, "tests/failing_job.py", "hang", "1", *LONG, f"--workdir={workdir}", timeout=90)
     assert ended.code != 0
     alarm = ended.err[ended.err.index(f"jaxdp: error: nothing has moved for {SECONDS} s, the job ends:") :]
-    # The others wait for it inside the same step, so all of them tell where they are.
+    assert re.search(rf"  rank 1 on {HOST}: \d+ s in compute, step 11\n", alarm)
+    assert re.search(r"  2 ranks, from rank 0 on: \d+ s in allreduce, step 11\n", alarm)
     assert f"rank 1 on {HOST}:\n" in alarm
     assert "in instead\n" in alarm
 
@@ -70,6 +71,16 @@ def test_the_silent_are_late_or_else_those_that_are_furthest_back():
     ranks[2] = seen("input", 56, 38, 99, "b")
     text, late = report(ranks, 100, silent_after=5)
     assert (text, late) == ("  rank 2 on b: 62 s in input, step 56\n" + others, [2])
+
+
+def test_who_waits_in_the_allreduce_of_a_step_waits_for_those_who_do_not():
+    ranks = [seen("allreduce", 57, 40, 99), seen("compute", 57, 41, 99), seen("allreduce", 57, 38, 99)]
+    text, late = report(ranks, 100, silent_after=5)
+    assert late == [1]
+    assert "  rank 1 on a: 59 s in compute, step 57" in text
+    assert "  2 ranks, from rank 0 on: 62 s in allreduce, step 57" in text
+    ranks[1] = seen("allreduce", 57, 41, 99)
+    assert report(ranks, 100, silent_after=5)[1] == [0, 1, 2]
 
 
 def test_a_host_has_addresses_and_the_loopback_is_the_last():

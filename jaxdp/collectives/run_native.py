@@ -14,6 +14,7 @@ from jaxdp import native
 from jaxdp.collectives.choice import MPI, Choice
 from jaxdp.collectives.program import Pieces
 from jaxdp.collectives.schedule import Schedule, chunk_bounds
+from jaxdp.progress import MINE
 
 if TYPE_CHECKING:
     import jax
@@ -180,6 +181,12 @@ class Engine:
         count = self._library.jaxdp_events(self._engine, table, most)
         return [Event(plan, start * 1e-9, end * 1e-9) for plan, start, end in table[:count].tolist()]
 
+    def counts(self) -> tuple[int, int]:
+        """Allreduces that are over, and those that have been started and are not."""
+        table = np.empty(2, np.int64)
+        self._library.jaxdp_counts(self._engine, table)
+        return int(table[0]), int(table[1])
+
     def serve_programs(self) -> None:
         """Has `allreduce` of this module, inside jit, use this engine."""
         _register()
@@ -191,6 +198,7 @@ def engine_of(world: World) -> Engine:
     """The engine of this rank, which programs use."""
     engine = Engine(world.native_comm)
     engine.serve_programs()
+    MINE.allreduces = engine.counts
     return engine
 
 

@@ -124,5 +124,7 @@ int jaxdp_allreduce(jaxdp::Engine* engine, int64_t plan, const void* in, void* o
 int64_t jaxdp_events(const jaxdp::Engine* engine, jaxdp::Event* events, int64_t most) {
   return engine->events(events, most);
 }
+
+void jaxdp_counts(const jaxdp::Engine* engine, jaxdp::Counts* counts) { *counts = engine->counts(); }
 }
 #pragma GCC visibility pop

@@ -121,6 +121,7 @@ void Engine::start(int64_t plan, const void* in, void* out, int device, Done don
       }
       starting_.push_back(
           {plan, static_cast<const char*>(in), static_cast<char*>(out), device, done, context, now_ns(), {}});
+      ++num_started_;
       wake_.notify_one();
     }
   }
@@ -149,6 +150,11 @@ int64_t Engine::events(Event* out, int64_t most) const {
   const int64_t count = std::min({num_events_, most, static_cast<int64_t>(kMostEvents)});
   for (int64_t i = 0; i < count; ++i) out[i] = events_[(num_events_ - count + i) % kMostEvents];
   return count;
+}
+
+Counts Engine::counts() const {
+  std::lock_guard lock(mutex_);
+  return {num_events_, num_started_ - num_events_};
 }
 
 int64_t Engine::num_values(int64_t plan) const {

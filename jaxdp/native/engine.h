@@ -52,6 +52,11 @@ struct Event {
   int64_t plan, start_ns, end_ns;
 };
 
+// Allreduces that are over, and those that have been started and are not.
+struct Counts {
+  int64_t over, under_way;
+};
+
 // Runs plans over a communicator that is its own, and duplicates of it. Every function may be called from any thread.
 //
 // A run of a plan moves a few of its pieces at a time, in lanes. They start in order on all ranks, so that the first
@@ -77,6 +82,8 @@ class Engine {
 
   // Copies the latest events, oldest first, and returns how many.
   int64_t events(Event* out, int64_t most) const;
+
+  Counts counts() const;
 
   int64_t num_values(int64_t plan) const;
 
@@ -113,7 +120,7 @@ class Engine {
   std::vector<Run> starting_;
   std::vector<std::unique_ptr<Delivery>> deliveries_;  // one a local device
   std::vector<Event> events_;
-  int64_t num_events_ = 0;
+  int64_t num_events_ = 0, num_started_ = 0;
   bool stopping_ = false, delivery_stopping_ = false;
   std::string error_;  // the first one: it ends everything
 
