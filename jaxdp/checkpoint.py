@@ -102,27 +102,30 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The step of the latest whole save, None if there is none."""
-        return max(self._steps(), default=None)
+        return max(self.steps(), default=None)
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """Those of all whole saves, the first ones first."""
         # Orbax gives a save its name when it is whole.
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def _too_old(self) -> list[int]:
-        steps = self._steps()
+        steps = self.steps()
         kept = set(steps[-(self._keep or 1) :])
         if self._keep_best:
-            accuracies = {step: accuracy for step in steps if (accuracy := self._test_accuracy(step)) is not None}
+            accuracies = {
+                step: accuracy for step in steps if (accuracy := self.noted(step)["test_accuracy"]) is not None
+            }
             # Of those that are as good as one another, the later ones.
             kept |= set(sorted(accuracies, key=lambda step: (accuracies[step], step))[-self._keep_best :])
         return [step for step in steps if step not in kept]
 
-    def _test_accuracy(self, step: int) -> float | None:
+    def noted(self, step: int) -> dict[str, Any]:
+        """What a save holds beside the state: the position, by name, and the fingerprint of the state."""
         from orbax.checkpoint import v1 as ocp
 
         with compat.orbax_alone():
-            noted = ocp.load_checkpointables(self.folder / str(step), {"position": None})["position"]
-        return noted["test_accuracy"]
+            return ocp.load_checkpointables(self.folder / str(step), {"position": None})["position"]
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, Position] | None:
         """Reads the newest save that is whole; None if there is none at all.
@@ -135,7 +138,7 @@ class Checkpoints:
         Raises:
           ValueError: all of them are damaged, or one is of another model or optimizer.
         """
-        steps = self._steps()
+        steps = self.steps()
         for step in reversed(steps):
             try:
                 return self.restore(step, like)
@@ -175,6 +178,9 @@ class Checkpoints:
         try:
             with compat.orbax_alone():
                 stored = ocp.checkpointables_metadata(where).metadata["state"]
+                # What Orbax makes of an empty file.
+                if not jax.tree.leaves(stored):
+                    raise ValueError("it says nothing of its arrays")
                 # Orbax casts and reshapes without a word.
                 _require_same(_shapes(stored), _shapes(wanted), where)
                 document = ocp.load_checkpointables(where, {"state": hollow, "position": None})

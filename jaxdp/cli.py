@@ -125,7 +125,7 @@ def _parse(values: flags.FlagValues, argv: list[str], path: str) -> None:
     try:
         rest = values(argv)
     except flags.Error as error:
-        raise ValueError(f"the command line cannot be understood: {error}") from None
+        raise ValueError(f"the command line cannot be understood: {error}: see --help") from None
     except (AttributeError, KeyError) as error:
         raise ValueError(
             f"{_overridden(argv, _one_line(error))} is not a setting of {path}: {_one_line(error)}"
@@ -133,14 +133,16 @@ def _parse(values: flags.FlagValues, argv: list[str], path: str) -> None:
     except Exception as error:  # A config is a program: it may fail in any way.
         raise ValueError(f"the config {path} cannot be run: {type(error).__name__}: {_one_line(error)}") from None
     if len(rest) > 1:
-        raise ValueError(f"the command line cannot be understood: {rest[1]!r} is not a flag: flags begin with --")
+        raise ValueError(
+            f"the command line cannot be understood: {rest[1]!r} is not a flag: those begin with --, see --help"
+        )
 
 
 def _window(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     found = re.fullmatch(r"(\d+):(\d+)", text)
-    if found is None:
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError(f"--profile_steps is the first and the last step to record, as 100:110, not {text!r}")
     return int(found[1]), int(found[2])
 

@@ -54,7 +54,7 @@ def predict(words: Sequence[str], of_world: World) -> None:
 def _files(paths: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
     for path in paths:
         if not path.exists():
-            raise ValueError(f"there is no image {path}")
+            raise ValueError(f"there is no image {path}: give files, or folders of them")
         yield from sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
@@ -85,7 +85,7 @@ def _predictions(workdir: pathlib.Path, files: Sequence[pathlib.Path], top: int)
             try:
                 image_BHWC[row] = decoder(file.read_bytes(), example=0, epoch=0)
             except OSError as error:
-                raise ValueError(f"{file} is no image that can be decoded: {error}") from error
+                raise ValueError(f"{file} is no image that can be decoded: {error}: leave it out") from error
         for file, share_K in zip(some, np.asarray(shares_of(weights, image_BHWC)), strict=False):
             likely = np.argsort(-share_K, kind="stable")[:top].tolist()
             yield {"image": str(file), "classes": [(names[label], float(share_K[label])) for label in likely]}

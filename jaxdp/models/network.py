@@ -127,7 +127,7 @@ def _first_state(
             raise ValueError(f"config.model.{option} is not a setting of {name}: known are {', '.join(taken)}")
     for key, default in taken.items():
         if default is inspect.Parameter.empty and key not in options:
-            raise ValueError(f"config.model.{key} is missing: the model {name} needs it")
+            raise ValueError(f"config.model.{key} is missing: the model {name} needs it, set it in the config")
     return lambda: nnx.split(make(image_shape, num_classes, rngs=nnx.Rngs(seed), **options), nnx.Param, ...)
 
 
