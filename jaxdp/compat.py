@@ -81,14 +81,19 @@ def orbax_alone() -> Iterator[None]:
     Its own option for that, active_processes, is heeded by its barriers, but not by its comparison of directories
     (orbax-checkpoint 0.12), which would wait for all ranks for ever.
     """
+    import absl.logging
     from orbax.checkpoint import v1 as ocp
     from orbax.checkpoint._src.multihost import multihost as before_v1
     from orbax.checkpoint.experimental.v1._src.synchronization import multihost
 
     for module in (before_v1, multihost):
         module.process_count = _one
-    only_me = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="jaxdp")
-    with ocp.Context(multiprocessing_options=only_me):
+    # Its threads log what they raise, each with a traceback; it comes out of a save's result too.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    context = ocp.Context()
+    context.multiprocessing.active_processes = {0}
+    context.multiprocessing.barrier_sync_key_prefix = "jaxdp"
+    with context:
         yield
 
 

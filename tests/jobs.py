@@ -81,26 +81,15 @@ class Jobs:
 
     def processes(self, workdir: str) -> dict[int, int]:
         """Of a training job that is running, by rank."""
-        found = {}
-        for folder in pathlib.Path("/proc").glob("[0-9]*"):
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                lines = (folder / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            environment = dict(line.split(b"=", 1) for line in lines if b"=" in line)
-            rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK"))
-            if f"--workdir={self.folder / workdir}".encode() in words and b"jaxdp.train" in words and rank is not None:
-                found[int(rank)] = int(folder.name)
-        return found
+        from jaxdp.faults.job import processes
+
+        return processes(self.folder / workdir)
 
     def saved(self, workdir: str, step: int) -> dict:
         """What was saved beside the state after so many steps: among it the hash of all its bits."""
-        from orbax.checkpoint import v1 as ocp
+        from jaxdp.checkpoint import Checkpoints
 
-        return ocp.load_checkpointables(self.folder / workdir / "checkpoints" / str(step), {"position": None})[
-            "position"
-        ]
+        return Checkpoints(self.folder / workdir / "checkpoints").noted(step)
 
 
 @dataclasses.dataclass(frozen=True)

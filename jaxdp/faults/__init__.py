@@ -1,0 +1,1 @@
+"""A trial by fire: real jobs, real faults, and a count of what was lost."""

@@ -1,0 +1,204 @@
+"""What can happen to a job, and what the job must do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxdp.faults.job import Job
+from jaxdp.faults.trial import STEPS, WATCHDOG_S, Struck, Trial
+from jaxdp.preemption import REQUEUE
+from jaxdp.workdir import CHECKPOINTS
+from jaxdp.world import INTERNAL_ERROR, USER_ERROR
+
+# In which a job must be over that has lost a rank, or was told to be.
+_SOON_S = 10.0
+# A rank that is silent is missed after the watchdog's time; rank 0 by the others, one after the other.
+_MISSED_S = WATCHDOG_S + 12.0
+_PAUSE_S = 2.0
+_DISK_BYTES = 12 * 2**20
+NETCLUSTER = pathlib.Path("launch", "netcluster").absolute()
+
+
+class Fault(NamedTuple):
+    """A kind of fault.
+
+    Attributes:
+      what: happens, for a person.
+      must: what the job has to do about it.
+      befall: has it happen to a run, and puts right what it has broken.
+      impossible: why it cannot be tried on this machine; None if it can.
+      on_hosts: whether the ranks are to be on two hosts of `launch/netcluster`.
+    """
+
+    what: str
+    must: str
+    befall: Callable[[Trial], Struck]
+    impossible: Callable[[], str | None] = lambda: None
+    on_hosts: bool = False
+
+
+def _killed(caught: Callable[[Trial], Job]) -> Callable[[Trial], Struck]:
+    def befall(trial: Trial) -> Struck:
+        job = caught(trial)
+        victim = trial.some_process(job)
+        return trial.ends(job, lambda: os.kill(victim, signal.SIGKILL), within=_SOON_S)
+
+    return befall
+
+
+def _stopped(trial: Trial) -> Struck:
+    job = trial.at_a_step()
+    victim = trial.some_process(job)
+    return trial.ends(job, lambda: os.kill(victim, signal.SIGSTOP), within=_MISSED_S)
+
+
+def _paused(trial: Trial) -> Struck:
+    job = trial.at_a_step()
+    moment, victim = job.where, trial.some_process(job)
+    os.kill(victim, signal.SIGSTOP)
+    time.sleep(_PAUSE_S)
+    os.kill(victim, signal.SIGCONT)
+    return Struck(moment, None, trial.goes_on(job))
+
+
+def _asked(trial: Trial) -> Struck:
+    job = trial.at_any_moment()
+    return trial.ends(job, lambda: os.kill(job.launcher, signal.SIGUSR1), within=_SOON_S, code=REQUEUE)
+
+
+def _flip_a_bit(path: pathlib.Path, trial: Trial) -> None:
+    content = bytearray(path.read_bytes())
+    content[trial.chance.randrange(len(content))] ^= 1 << trial.chance.randrange(8)
+    path.write_bytes(content)
+
+
+def _cut_off(path: pathlib.Path, trial: Trial) -> None:
+    os.truncate(path, trial.chance.randrange(path.stat().st_size))
+
+
+def _damaged(damage: Callable[[pathlib.Path, Trial], None]) -> Callable[[Trial], Struck]:
+    def befall(trial: Trial) -> Struck:
+        step = trial.chance.randrange(20, STEPS)
+        if why_not := trial.goes_on(trial.start(f"--stop_at_step={step}")):
+            return Struck("", None, why_not)
+        files = [path for path in (trial.workdir / CHECKPOINTS / str(step)).rglob("*") if path.is_file()]
+        # By size: most of what a disk loses is in the large ones.
+        (victim,) = trial.chance.choices(files, [path.stat().st_size for path in files])
+        damage(victim, trial)
+        begin, job = time.monotonic(), trial.start()
+        told = job.wait_until(lambda: "kept aside" in job.said or job.last_step > step)
+        seconds = time.monotonic() - begin if "kept aside" in job.said else None
+        # Not every bit of a file means something; those that do not are no damage.
+        return Struck(f"step {step}, {victim.name}", seconds, trial.goes_on(job) if told else job.error)
+
+    return befall
+
+
+def _record_cut_off(trial: Trial) -> Struck:
+    data = trial.folder / "data"
+    shutil.copytree(trial.environment["TFDS_DATA_DIR"], data)
+    trial = dataclasses.replace(trial, arguments=(f"--config.data.dir={data}",))
+    job = trial.at_a_step()
+    where = job.where
+    job.close()
+    (victim, *_) = trial.chance.sample(sorted(data.rglob("*.array_record*")), 1)
+    _cut_off(victim, trial)
+    job = trial.start()
+    struck = trial.ends(job, lambda: None, within=_SOON_S + trial.usual.ends_s, code=USER_ERROR)
+    why_not = struck.why_not or (None if str(victim.parent) in job.error else f"it said: {job.error}")
+    return struck._replace(moment=f"{where}, {victim.name}", why_not=why_not)
+
+
+def _disk_full(trial: Trial) -> Struck:
+    trial.workdir.mkdir(parents=True)
+    _run("mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(trial.workdir))
+    trial.afterwards.callback(_run, "umount", "--lazy", str(trial.workdir))
+    ballast = trial.workdir / "ballast"
+
+    def fill() -> None:
+        try:
+            with ballast.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        except OSError:
+            return
+
+    job = trial.at_a_step()
+    struck = trial.ends(job, fill, within=2 * _SOON_S, code=INTERNAL_ERROR)
+    ballast.unlink()
+    return struck._replace(why_not=struck.why_not or ("it was a traceback" if "Traceback" in job.said else None))
+
+
+def _link_cut(trial: Trial) -> Struck:
+    def switch(state: str) -> None:
+        _run("ip", "link", "set", "veth-h1", state)
+
+    struck = trial.ends(trial.at_a_step(), lambda: switch("down"), within=_MISSED_S)
+    switch("up")
+    return struck
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def make_hosts() -> None:
+    """Two hosts of `launch/netcluster`."""
+    _run(str(NETCLUSTER), "up", "2")
+
+
+def end_hosts() -> None:
+    """Takes them down."""
+    _run(str(NETCLUSTER), "down")
+
+
+def why_no_mount() -> str | None:
+    """Why no small disk can be made on this machine; None if one can."""
+    return None if os.geteuid() == 0 else "mounting a small disk needs root"
+
+
+def why_no_hosts() -> str | None:
+    """Why `launch/netcluster` cannot make hosts on this machine; None if it can."""
+    if not NETCLUSTER.exists():
+        return f"{NETCLUSTER} is not there: start in a checkout of jaxdp"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for tool in ("ip", "tc", "unshare"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    if b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
+        return "the MPI here is not an MPICH with hydra"
+    made = subprocess.run(["ip", "netns", "add", "jaxdp-probe"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"no network namespace can be made: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", "jaxdp-probe"], check=True)
+    if any(line.startswith("h0") for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()):
+        return "a netcluster is up already"
+    return None
+
+
+_ENDS = f"is over in {_SOON_S:g} s"
+FAULTS = {
+    "kill": Fault("SIGKILL of a rank at any moment", _ENDS, _killed(Trial.at_any_moment)),
+    "kill-loading": Fault("SIGKILL of a rank before the first step", _ENDS, _killed(Trial.while_loading)),
+    "kill-saving": Fault("SIGKILL of a rank during a save", _ENDS, _killed(Trial.while_saving)),
+    "kill-evaluating": Fault("SIGKILL of a rank at an evaluation", _ENDS, _killed(Trial.while_evaluating)),
+    "stop": Fault("SIGSTOP of a rank", f"is over in {_MISSED_S:g} s, the watchdog having {WATCHDOG_S:g}", _stopped),
+    "pause": Fault(f"SIGSTOP of a rank, SIGCONT {_PAUSE_S:g} s later", "goes on", _paused),
+    "preempt": Fault("SIGUSR1 to mpirun at any moment", f"{_ENDS}, and by code {REQUEUE} if it trains", _asked),
+    "save-flipped": Fault("a bit flipped in the newest save", "goes on from the save before", _damaged(_flip_a_bit)),
+    "save-cut-off": Fault("a file of the newest save cut off", "goes on from the save before", _damaged(_cut_off)),
+    "record-cut-off": Fault("a file of the data set cut off", f"is over by code {USER_ERROR}", _record_cut_off),
+    "disk-full": Fault(
+        "a full disk", f"is over in {2 * _SOON_S:g} s by code {INTERNAL_ERROR}", _disk_full, why_no_mount
+    ),
+    "link-cut": Fault("the link of a host cut", f"is over in {_MISSED_S:g} s", _link_cut, why_no_hosts, on_hosts=True),
+}

@@ -1,0 +1,79 @@
+"""Trials by fire: a few of those of a campaign, and what it makes of them."""
+
+import json
+
+import pytest
+
+from jaxdp.faults import endurance
+from jaxdp.faults.campaign import Row, append_row, read_rows, table
+from jaxdp.faults.endurance import Use
+from jaxdp.faults.kinds import FAULTS
+
+
+def test_a_few_trials_lose_nothing(jobs):
+    """Of the kinds that no other test has."""
+    rows = jobs.folder / "faults.jsonl"
+    words = ("--trials=3", "--faults=kill-saving,pause,record-cut-off", "--seed=3", f"--json={rows}")
+    ended = jobs.run(0, "-m", "jaxdp.faults", *words, f"--workdir={jobs.folder / 'faults'}", timeout=400)
+    assert ended.code == 0, ended.out + ended.err
+    assert [row.fault for row in read_rows(rows)] == ["kill-saving", "pause", "record-cut-off"]
+    assert ended.out.count("recovered, same bits") == 3
+
+
+ROW = Row(0, "kill", 3, "step 5", 0.1, 4, recovered=True, bit_identical=True)
+BAD = Row(1, "kill", 3, "step 5", 3.0, None, recovered=True, bit_identical=False)
+
+
+def test_a_campaign_is_run_in_pieces(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    for row in (ROW, BAD):
+        append_row(path, row)
+    assert read_rows(path) == [ROW, BAD]
+    assert (ROW.is_good, BAD.is_good) == (True, False)
+    path.write_text(json.dumps({"trial": 1}))
+    with pytest.raises(ValueError, match=r"rows\.jsonl cannot be read as rows of trials"):
+        read_rows(path)
+
+
+def test_the_table_counts_what_is_good():
+    *_, line = table([ROW, BAD]).splitlines()
+    assert line == f"| {FAULTS['kill'].what} | {FAULTS['kill'].must} | 2 | 1.6, 3.0 | 4 | 2 | 1 |"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--faults=fire"], "there is no fault 'fire': known are kill, "),
+        (["--json=nosuch/rows.jsonl"], "there is no folder nosuch"),
+        (["--trials=x"], "invalid int value: 'x'"),
+    ],
+)
+def test_a_mistake_is_one_message(jobs, words, message):
+    ended = jobs.run(0, "-m", "jaxdp.faults", *words)
+    assert ended.code == 2
+    assert ended.err.startswith("jaxdp: error: ")
+    assert message in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_growth_is_told_from_noise():
+    """Files and threads may not grow at all, memory by 2 %."""
+    steps = list(range(0, 1000, 10))
+    flat = [
+        (step, {0: Use(300 + step % 3, 20, 10), 1: Use(300 + 0.02 * step, 20, 10 + (step > 900))}) for step in steps
+    ]
+    first, second = endurance.growth(flat, 1000, 2)
+    assert first.is_flat
+    assert not second.is_flat
+    assert second.of_memory == pytest.approx(0.053, abs=0.002)
+    assert (second.warm.threads, second.last.threads) == (10, 11)
+
+
+def test_a_job_is_watched_to_its_end(jobs):
+    words = ("--ranks=2", "--steps=400", f"--workdir={jobs.folder / 'endurance'}")
+    ended = jobs.run(0, "-m", "jaxdp.faults.endurance", *words)
+    # Too short to be flat.
+    assert ended.code in (0, 1), ended.err
+    assert ended.out.startswith("2 ranks on ")
+    assert len(ended.out.splitlines()) == 4

@@ -1,0 +1,49 @@
+"""What a run has seen, over all the jobs that it took."""
+
+import json
+import os
+import re
+import signal
+
+import numpy as np
+
+NUM_EXAMPLES, EPOCHS = 1437, 3
+ARGUMENTS = (
+    f"--config.epochs={EPOCHS}.0",
+    "--config.checkpoint.every_steps=5",
+    "--config.log_every_steps=1",
+    "--config.data.exchange_steps=4",
+)
+
+
+def noted(folder):
+    """Of each step of a job: the examples that all its ranks were given, and their epochs."""
+    ranks = [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")]
+    # The last step may have begun on some ranks only.
+    return [np.concatenate([of_rank[step] for of_rank in ranks], axis=1) for step in range(min(map(len, ranks)))]
+
+
+def test_each_example_is_used_once_an_epoch_whatever_happens_to_the_jobs_and_on_how_many_ranks(jobs):
+    """Three jobs that are killed or told to stop, each on another number of ranks, and one that comes to the end."""
+    workdir = jobs.folder / "history"
+    history = []
+    for attempt, (ranks, past_step, how) in enumerate(
+        [(3, 9, signal.SIGKILL), (1, 23, signal.SIGKILL), (2, 40, signal.SIGUSR1), (4, None, None)]
+    ):
+        ids = jobs.folder / "history-ids" / str(attempt)
+        with jobs.start(ranks, "tests/recording_job.py", str(ids), *ARGUMENTS, f"--workdir={workdir}") as job:
+            if past_step is not None:
+                jobs.wait_for_step("history", past_step)
+                os.kill(job.pid if how == signal.SIGUSR1 else jobs.processes("history")[ranks - 1], how)
+            out, err = job.communicate(timeout=60)
+        assert (job.returncode == 0) == (past_step is None), err
+        begins = re.search(r"goes on from step (\d+)", out)
+        assert (begins is None) == (attempt == 0)
+        # What was done after the save from which a job goes on is forgotten.
+        history = history[: int(begins[1]) if begins else 0] + noted(ids)
+        assert len(history) > (past_step or 0) - 2
+    seen, epochs = np.concatenate(history, axis=1)
+    for epoch in range(EPOCHS):
+        np.testing.assert_array_equal(np.sort(seen[epochs == epoch]), np.arange(NUM_EXAMPLES))
+    begun = seen[epochs == EPOCHS]
+    assert len(set(begun.tolist())) == len(begun) == len(history) * 64 - EPOCHS * NUM_EXAMPLES
