@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxdp import compat
-from jaxdp.state import TrainState, fingerprint
+from jaxdp.state import TrainState, fingerprint, named_leaves
 from jaxdp.world import Failure
 
 
@@ -217,11 +217,7 @@ class _OtherStateError(ValueError):
 
 
 def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (tuple(leaf.shape), np.dtype(leaf.dtype).name)
-        for path, leaf in leaves
-    }
+    return {name: (tuple(leaf.shape), np.dtype(leaf.dtype).name) for name, leaf in named_leaves(tree).items()}
 
 
 def _require_same(stored: dict, wanted: dict, where: pathlib.Path) -> None:

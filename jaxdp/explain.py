@@ -28,7 +28,7 @@ from jaxdp.models.network import Network as Model
 from jaxdp.optim.factory import kernels, make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
-from jaxdp.state import TrainState
+from jaxdp.state import TrainState, leaf_name
 from jaxdp.step import Batch, Task, evaluated_logits, forward_backward, reduced_order, reduced_shapes
 
 PyTree = Any
@@ -89,11 +89,7 @@ def _make_parts(config: Config) -> _Parts:
     )
     optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, plan), model.param_shapes)
     averages = config.average_decay is not None
-    state = jax.eval_shape(
-        lambda params, stats: TrainState.create(params, stats, optimizer, averages=averages),
-        model.param_shapes,
-        model.stat_shapes,
-    )
+    state = TrainState.abstract(model.param_shapes, model.stat_shapes, optimizer, averages=averages)
     # Microbatches come to the same, one after the other.
     task = dataclasses.replace(make_task(config, model, deal), microbatches=1)
     return _Parts(config, facts, stored, plan, deal, model, task, state)
@@ -170,13 +166,13 @@ def _parameters(parts: _Parts) -> Iterator[str]:
     config, params = parts.config.optimizer, parts.model.param_shapes
     chosen = jax.tree.map(lambda _: True, params) if config.vectors_too else kernels(params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    width = max(len(_name(path)) for path, _ in leaves)
+    width = max(len(leaf_name(path)) for path, _ in leaves)
     yield f"{'':{width}}  {'shape':>22}  {'values':>12}  decayed" + ("  trust-scaled" if config.name == "lars" else "")
     for (path, leaf), is_chosen in zip(leaves, jax.tree.leaves(chosen), strict=True):
         decayed = "yes" if is_chosen and config.weight_decay > 0 else "no"
         scaled = ("yes" if is_chosen else "no") if config.name == "lars" else ""
         shape = "x".join(map(str, leaf.shape)) or "scalar"
-        yield f"{_name(path):{width}}  {shape:>22}  {leaf.size:>12,}  {decayed:7}  {scaled}".rstrip()
+        yield f"{leaf_name(path):{width}}  {shape:>22}  {leaf.size:>12,}  {decayed:7}  {scaled}".rstrip()
     yield f"{_count(params):,} parameters, {_count(parts.model.stat_shapes):,} batch statistics"
 
 
@@ -318,10 +314,6 @@ def warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
             )
     if schedule.decay == "constant":
         yield "the rate never falls: every recipe of the papers lets it"
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _count(tree: PyTree) -> int:

@@ -1,11 +1,9 @@
-"""A run's life, in its order: build, restore, step, evaluate, save, sum up."""
+"""A run's life, in its order: build, restore, read, train, sum up."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,15 +16,14 @@ from jaxdp.data.split import Split
 from jaxdp.metrics import read_metrics
 from jaxdp.plan import Plan
 from jaxdp.preemption import REQUEUE, Preemption
-from jaxdp.progress import COMPILE, COMPUTE, MINE
+from jaxdp.progress import COMPILE, MINE
 from jaxdp.report import Report, banner, evaluation_line, on_terminal
 from jaxdp.saved import begin_from
-from jaxdp.sentinel import Sentinel
 from jaxdp.state import TrainState
-from jaxdp.step import Batch, checked_leaves, reduced_shapes
-from jaxdp.stragglers import Pace
+from jaxdp.step import Batch
+from jaxdp.steps import Steps
 from jaxdp.workdir import CHECKPOINTS, Labels, claim_workdir, write_labels
-from jaxdp.world import AgreedExit, UserError, World
+from jaxdp.world import AgreedExit, World
 
 
 def train(
@@ -83,100 +80,32 @@ def train(
                 f"this job does the steps {position.step + 1} to {end}: --profile_steps={first}:{last} does not lie "
                 "between them"
             )
-    first_profiled, last_profiled = profile_steps if profile_steps is not None and world.is_root else (None, None)
     hosts = world.allgather(world.host)
     report = Report(run, workdir, first_step=position.step, end_step=end, hosts=hosts) if world.is_root else None
-    train_step = run.engine.train_step(run.task, run.optimizer, run.layout, allreduce)
-    evaluate = run.evaluation(test_split)
-    dump = workdir / "divergence" if config.safety.on_divergence == "dump" else None
-    sentinel = Sentinel(run.first_state, world, dump=dump)
-    pace = Pace(world, allreduce)
-    in_flight: tuple[int, dict[str, Any], float, float] | None = None
-    results: dict[str, float] = {}
-
-    def settle(*, is_saved: bool = False) -> None:
-        """Waits for the step in flight, and has it reported."""
-        nonlocal in_flight
-        if in_flight is not None:
-            (step, values, dispatched_s, input_s), in_flight = in_flight, None
-            jax.block_until_ready(values)
-            pace.step_is_done(dispatched_s=dispatched_s, input_s=input_s)
-            norms = values.pop("norms", None)
-            values = heed_skipped(run, step, values)
-            # One is due at every save too: a run that goes on from it cannot know the metrics of the steps before.
-            is_due = step % config.log_every_steps == 0 or is_saved
-            times = pace.take() if is_due else None
-            if report is not None:
-                report.trained(values | {"input_seconds": input_s})
-                if is_due:
-                    report.line(step, times)
-                every = config.norms_every_steps
-                if every is not None and step % every == 0:
-                    report.norms(step, norms)
-
+    steps = Steps(
+        run,
+        allreduce,
+        position,
+        end,
+        evaluation=run.evaluation(test_split),
+        preemption=preemption,
+        workdir=workdir,
+        checkpoints=checkpoints,
+        report=report,
+        profiled=profile_steps if world.is_root else None,
+    )
     gate = feed.Gate()
-    ahead = _batches(run, train_split, position.step, end, gate)
-    is_preempted = False
-    steps = enumerate(ahead, position.step + 1)
-    for done, batch in steps:
-        MINE.enter_program(COMPUTE, done)
-        if done == first_profiled:
-            settle()
-            jax.profiler.start_trace(workdir / "profile")
-        # Step n is on its way before step n - 1 is waited for, so that devices never idle.
-        dispatched_s = time.perf_counter()
-        state, values = train_step(state, batch)
-        settle()
-        in_flight = done, values, dispatched_s, ahead.take_waited()
-        preemption.has_begun()
-        is_preempted = preemption.is_agreed() and done < end
-        saves = done in run.plan.save_steps or done == end or is_preempted
-        if saves or done % config.safety.compare_every_steps == 0:
-            settle(is_saved=saves)
-            MINE.enter_program("comparison", done)
-            sentinel.check(state, done)
-            MINE.has_compiled("comparison")
-        if done in run.plan.eval_steps:
-            settle()
-            MINE.enter_program("evaluation", done)
-            results = evaluate(state)
-            MINE.has_compiled("evaluation")
-            if report is not None:
-                report.evaluated(done, results)
-        if saves:
-            MINE.enter("save", done)
-            if checkpoints is not None:
-                accuracy = results["test_accuracy"] if done in run.plan.eval_steps else None
-                now = dataclasses.replace(position, step=done, test_accuracy=accuracy)
-                checkpoints.save(run.engine.host_copy(state), now)
-            if report is not None:
-                report.restart_clock()
-        if done == last_profiled:
-            settle()
-            jax.profiler.stop_trace()
-        if is_preempted:
-            end = done
-            gate.close(world)
-            # The exchanges that are under way are taken to their end, for nothing.
-            for _ in steps:
-                pass
-        # The second step waits for the first one, which was compiled.
-        if done > position.step + 1:
-            MINE.has_compiled(COMPUTE)
-        MINE.enter("input", done + 1)
-    preemption.finish()
-
-    if end == run.plan.total_steps and not results:
-        results = evaluate(state)
+    steps.train(state, _batches(run, train_split, position.step, end, gate), gate)
     if checkpoints is not None:
         checkpoints.close()
+    preemption.close()
     if report is not None:
-        if end == run.plan.total_steps:
-            report.finished(results)
+        if steps.end == run.plan.total_steps:
+            report.finished(steps.results)
         else:
-            report.stopped(end)
+            report.stopped(steps.end)
     world.barrier()
-    if is_preempted:
+    if steps.is_preempted:
         raise AgreedExit(REQUEUE)
 
 
@@ -203,26 +132,6 @@ def evaluate_run(config: Config, workdir: pathlib.Path, world: World) -> None:
     if checkpoints is not None:
         checkpoints.close()
         print(evaluation_line(position.step, run.plan, results), flush=True)
-
-
-def heed_skipped(run: Run, step: int, values: dict[str, Any]) -> dict[str, float]:
-    """What to report of a step, where all ranks have skipped it only that; too many of those in a row end the job.
-
-    Raises:
-      UserError: on rank 0.
-    """
-    values = {name: float(value) for name, value in values.items()}
-    culprit, skipped = int(values.pop("culprit")), int(values.pop("skipped"))
-    if not skipped:
-        return values | {"skipped": 0.0}
-    if skipped >= run.config.stop_after_skipped_steps and run.world.is_root:
-        path, _ = checked_leaves(reduced_shapes(run.first_state))[culprit]
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        raise UserError(
-            f"{skipped} steps in a row, up to step {step}, had values that are not finite, first in {name}: lower the "
-            "rate (config.schedule.base_rate, or a longer warmup), or clip gradients (config.optimizer.clip_norm)"
-        )
-    return {"skipped": 1.0}
 
 
 def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Position]:

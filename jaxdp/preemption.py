@@ -84,6 +84,12 @@ class Preemption:
         if self._request is not None:
             self._request.Wait()
 
+    def close(self) -> None:
+        """From now on a signal changes nothing: all is saved, and the process is about to end."""
+        for number in _SIGNALS:
+            # Of handlers Python keeps only this one to its end; with the default one a signal would kill it.
+            signal.signal(number, signal.SIG_IGN)
+
 
 def _heard_elsewhere(number: int, frame: FrameType | None) -> None:
     del number, frame

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from jaxdp import __version__
+from jaxdp.state import named_leaves
 
 if TYPE_CHECKING:
     from jaxdp.world import World
@@ -57,11 +56,7 @@ def check_parts(world: World, *, params: Any, num_devices: int, data: str) -> No
       num_devices: of this rank.
       data: the fingerprint of the data set.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    arrays = {
-        f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}": f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
+    arrays = {f"parameter {name}": f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(params).items()}
     parts = {"number of local devices": num_devices, "data set": data, "number of parameters": len(arrays)}
     _require_equal(world, parts | arrays, "check what differs between their hosts")
 

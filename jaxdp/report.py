@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxdp import __version__
 from jaxdp.metrics import MetricsWriter, Progress, TrainLog
+from jaxdp.state import named_leaves
 from jaxdp.stragglers import Stragglers
 from jaxdp.world import is_launched
 
@@ -63,8 +64,7 @@ class Report:
 
     def norms(self, step: int, values: dict[str, Any]) -> None:
         """The norms of all arrays in a step, see `step.layer_norms`."""
-        leaves = jax.tree_util.tree_leaves_with_path(self._run.first_state.params)
-        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+        names = named_leaves(self._run.first_state.params)
         # JSON has no numbers that are not finite.
         finite = {
             kind: [norm if math.isfinite(norm) else None for norm in np.asarray(norms).tolist()]

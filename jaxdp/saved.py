@@ -16,7 +16,7 @@ from jaxdp.checkpoint import Checkpoints, Position
 from jaxdp.config import Config
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
-from jaxdp.state import TrainState
+from jaxdp.state import TrainState, leaf_name, named_leaves
 from jaxdp.workdir import CHECKPOINTS, Labels, read_config, read_labels
 
 PyTree = Any
@@ -62,11 +62,7 @@ class Saved:
         )
         optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0), network.param_shapes)
         averages = config.average_decay is not None
-        like = jax.eval_shape(
-            lambda params, stats: TrainState.create(params, stats, optimizer, averages=averages),
-            network.param_shapes,
-            network.stat_shapes,
-        )
+        like = TrainState.abstract(network.param_shapes, network.stat_shapes, optimizer, averages=averages)
         state, position = checkpoints.restore(found, like)
         return cls(config, labels, network, state, position)
 
@@ -87,7 +83,7 @@ def begin_from(path: pathlib.Path, params: PyTree, stats: PyTree, *, skip: tuple
     unused = set(skip)
 
     def begin(at: Any, leaf: Any) -> np.ndarray:
-        name = jax.tree_util.keystr(at, simple=True, separator=".")
+        name = leaf_name(at)
         for prefix in skip:
             if f"{name}.".startswith(f"{prefix}."):
                 unused.discard(prefix)
@@ -114,8 +110,7 @@ def _weights(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _by_name(tree: PyTree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
 
 
 def _archive(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp.state import TrainState
+from jaxdp.state import TrainState, named_leaves
 from jaxdp.world import Failure, World
 
 
@@ -28,8 +28,7 @@ class Sentinel:
 
     def __init__(self, like: TrainState, world: World, *, dump: pathlib.Path | None):
         self._world, self._dump = world, dump
-        leaves = jax.tree_util.tree_leaves_with_path(like)
-        self._names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+        self._names = list(named_leaves(like))
         self._hash = jax.jit(lambda leaves: jnp.stack([_word(leaf) for leaf in leaves]))
 
     def check(self, state: TrainState, step: int) -> None:

@@ -42,10 +42,29 @@ class TrainState:
         none = jnp.zeros((), jnp.int32)
         return cls(none, params, stats, jax.jit(optimizer.init)(params), average, jnp.copy(none))
 
+    @classmethod
+    def abstract(
+        cls, params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, *, averages: bool = False
+    ) -> "TrainState":
+        """Its shapes and dtypes, from those of parameters and statistics."""
+        return jax.eval_shape(
+            lambda *trees: cls.create(trees[0], trees[1], optimizer, averages=averages), params, stats
+        )
+
     @property
     def evaluated(self) -> PyTree:
         """The parameters to evaluate."""
         return self.average or self.params
+
+
+def leaf_name(path: Any) -> str:
+    """As messages and files call a leaf of a tree: its keys, with dots between them."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their names, in its order."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def fingerprint(state: TrainState) -> str:

@@ -138,11 +138,8 @@ def _disk_full(trial: Trial) -> Struck:
 
 
 def _link_cut(trial: Trial) -> Struck:
-    def switch(state: str) -> None:
-        _run("ip", "link", "set", "veth-h1", state)
-
-    struck = trial.ends(trial.at_a_step(), lambda: switch("down"), within=_MISSED_S)
-    switch("up")
+    struck = trial.ends(trial.at_a_step(), lambda: _run(str(NETCLUSTER), "cut", "h1"), within=_MISSED_S)
+    _run(str(NETCLUSTER), "mend", "h1")
     return struck
 
 

@@ -163,6 +163,8 @@ class Trial:
         why_not = None
         if ended is None:
             why_not = f"not over after {within:g} s"
+        elif ended == 0 and STEPS in self.saves():
+            pass  # It had nothing more to lose.
         elif ended == 0 or (code is not None and trains and ended != code):
             why_not = f"over with code {ended}"
         return Struck(moment, seconds, why_not)

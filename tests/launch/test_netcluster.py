@@ -1,32 +1,15 @@
 """Several hosts on this machine, where it lets us make them."""
 
-import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
 import pytest
 
+from jaxdp.faults.kinds import why_no_hosts
+
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NETCLUSTER = str(ROOT / "launch" / "netcluster")
-
-
-def why_not():
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    for tool in ("ip", "tc", "unshare"):
-        if shutil.which(tool) is None:
-            return f"{tool} is not installed"
-    if b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
-        return "the MPI here is not an MPICH with hydra"
-    made = subprocess.run(["ip", "netns", "add", "jaxdp-probe"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespace can be made: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", "jaxdp-probe"], check=True)
-    if any(line.startswith("h0") for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()):
-        return "a netcluster is up already"
-    return None
 
 
 def netcluster(*words, timeout=120):
@@ -35,7 +18,7 @@ def netcluster(*words, timeout=120):
 
 @pytest.fixture(scope="module")
 def three_hosts():
-    if reason := why_not():
+    if reason := why_no_hosts():
         pytest.skip(reason)
     up = netcluster("up", "3", "500mbit")
     try:

@@ -1,0 +1,194 @@
+"""The steps of a job: each is trained, and whatever is due after it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxdp.build import Run
+from jaxdp.checkpoint import Checkpoints, Position
+from jaxdp.collectives.allreduce import BucketSum
+from jaxdp.data import feed
+from jaxdp.evaluation import Evaluation
+from jaxdp.preemption import Preemption
+from jaxdp.progress import COMPUTE, MINE
+from jaxdp.report import Report
+from jaxdp.sentinel import Sentinel
+from jaxdp.state import TrainState, leaf_name
+from jaxdp.step import Batch, checked_leaves, reduced_shapes
+from jaxdp.stragglers import Pace
+from jaxdp.world import UserError
+
+
+class InFlight(NamedTuple):
+    """A step that devices are at.
+
+    Attributes:
+      step: its number.
+      values: what it gives beside the state, not there yet.
+      dispatched_s: when it was given to the devices, by time.perf_counter.
+      input_s: seconds that its batch was waited for.
+    """
+
+    step: int
+    values: dict[str, Any]
+    dispatched_s: float
+    input_s: float
+
+
+class Steps:
+    """Those from a position to an end; all ranks go through them together.
+
+    Args:
+      run: built.
+      allreduce: of its gradients.
+      position: where the run stands.
+      end: the last step of this job.
+      evaluation: of the test split.
+      preemption: tells when to make room.
+      workdir: of the run.
+      checkpoints: of the run, on rank 0.
+      report: of the job, on rank 0.
+      profiled: the first and the last step that JAX's profiler records, on rank 0.
+
+    Attributes:
+      end: the last step, sooner than was asked for if the job is to make room.
+      is_preempted: whether it is.
+      results: of the last evaluation.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        allreduce: BucketSum,
+        position: Position,
+        end: int,
+        *,
+        evaluation: Evaluation,
+        preemption: Preemption,
+        workdir: pathlib.Path,
+        checkpoints: Checkpoints | None,
+        report: Report | None,
+        profiled: tuple[int, int] | None,
+    ):
+        self.end, self.is_preempted = end, False
+        self.results: dict[str, float] = {}
+        self._run, self._position, self._evaluation, self._preemption = run, position, evaluation, preemption
+        self._checkpoints, self._report = checkpoints, report
+        self._trace = workdir / "profile"
+        self._profiled: tuple[int | None, int | None] = profiled if profiled is not None else (None, None)
+        self._train_step = run.engine.train_step(run.task, run.optimizer, run.layout, allreduce)
+        dump = workdir / "divergence" if run.config.safety.on_divergence == "dump" else None
+        self._sentinel = Sentinel(run.first_state, run.world, dump=dump)
+        self._pace = Pace(run.world, allreduce)
+        self._in_flight: InFlight | None = None
+
+    def train(self, state: TrainState, ahead: feed.Ahead[Batch], gate: feed.Gate) -> None:
+        """Goes through them.
+
+        Args:
+          state: at the position.
+          ahead: the batches from there on.
+          gate: through which their exchanges go.
+        """
+        first = self._position.step + 1
+        steps = enumerate(ahead, first)
+        for step, batch in steps:
+            MINE.enter_program(COMPUTE, step)
+            if step == self._profiled[0]:
+                self._settle()
+                jax.profiler.start_trace(self._trace)
+            # A step is on its way before the one before it is waited for, so that devices never idle.
+            dispatched_s = time.perf_counter()
+            state, values = self._train_step(state, batch)
+            self._settle()
+            self._in_flight = InFlight(step, values, dispatched_s, ahead.take_waited())
+            self._preemption.has_begun()
+            self.is_preempted = self._preemption.is_agreed() and step < self.end
+            self._do_what_is_due(step, state)
+            if step == self._profiled[1]:
+                self._settle()
+                jax.profiler.stop_trace()
+            if self.is_preempted:
+                self.end = step
+                gate.close(self._run.world)
+                # The exchanges that are under way are taken to their end, for nothing.
+                for _ in steps:
+                    pass
+            # The second step waits for the first one, which was compiled.
+            if step > first:
+                MINE.has_compiled(COMPUTE)
+            MINE.enter("input", step + 1)
+        self._preemption.finish()
+        if self.end == self._run.plan.total_steps and not self.results:
+            self.results = self._evaluation(state)
+
+    def _do_what_is_due(self, step: int, state: TrainState) -> None:
+        plan = self._run.plan
+        saves = step in plan.save_steps or step == self.end or self.is_preempted
+        if saves or step % self._run.config.safety.compare_every_steps == 0:
+            self._settle(is_saved=saves)
+            MINE.enter_program("comparison", step)
+            self._sentinel.check(state, step)
+            MINE.has_compiled("comparison")
+        accuracy = None
+        if step in plan.eval_steps:
+            self._settle()
+            MINE.enter_program("evaluation", step)
+            self.results = self._evaluation(state)
+            MINE.has_compiled("evaluation")
+            accuracy = self.results["test_accuracy"]
+            if self._report is not None:
+                self._report.evaluated(step, self.results)
+        if saves:
+            MINE.enter("save", step)
+            if self._checkpoints is not None:
+                now = dataclasses.replace(self._position, step=step, test_accuracy=accuracy)
+                self._checkpoints.save(self._run.engine.host_copy(state), now)
+            if self._report is not None:
+                self._report.restart_clock()
+
+    def _settle(self, *, is_saved: bool = False) -> None:
+        """Waits for the step in flight, if there is one, and has it reported."""
+        flight, self._in_flight = self._in_flight, None
+        if flight is None:
+            return
+        config, step, values = self._run.config, flight.step, dict(flight.values)
+        jax.block_until_ready(values)
+        self._pace.step_is_done(dispatched_s=flight.dispatched_s, input_s=flight.input_s)
+        norms = values.pop("norms", None)
+        values = heed_skipped(self._run, step, values)
+        # A line is due at every save too: a run that goes on from it cannot know the metrics of the steps before.
+        is_due = step % config.log_every_steps == 0 or is_saved
+        times = self._pace.take() if is_due else None
+        if self._report is None:
+            return
+        self._report.trained(values | {"input_seconds": flight.input_s})
+        if is_due:
+            self._report.line(step, times)
+        if config.norms_every_steps is not None and step % config.norms_every_steps == 0:
+            self._report.norms(step, norms)
+
+
+def heed_skipped(run: Run, step: int, values: dict[str, Any]) -> dict[str, float]:
+    """What to report of a step, where all ranks have skipped it only that; too many of those in a row end the job.
+
+    Raises:
+      UserError: on rank 0.
+    """
+    values = {name: float(value) for name, value in values.items()}
+    culprit, skipped = int(values.pop("culprit")), int(values.pop("skipped"))
+    if not skipped:
+        return values | {"skipped": 0.0}
+    if skipped >= run.config.stop_after_skipped_steps and run.world.is_root:
+        path, _ = checked_leaves(reduced_shapes(run.first_state))[culprit]
+        raise UserError(
+            f"{skipped} steps in a row, up to step {step}, had values that are not finite, first in {leaf_name(path)}: "
+            "lower the rate (config.schedule.base_rate, or a longer warmup), or clip gradients "
+            "(config.optimizer.clip_norm)"
+        )
+    return {"skipped": 1.0}

@@ -1,0 +1,196 @@
+"""Runs that are kept going."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxdp import supervise
+from jaxdp.faults.kinds import NETCLUSTER, why_no_hosts
+from jaxdp.supervise import Policy, Supervisor, read_hosts
+
+HOSTS = {"a": 2, "b": 2}
+
+
+def test_hosts_are_read(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# ours\n\nnode07 slots=4\nnode08:2  # the old one\n10.0.0.9\nnode10 3\n")
+    assert read_hosts(path) == {"node07": 4, "node08": 2, "10.0.0.9": 1, "node10": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no host: write one a line"),
+        ("a slots=x", "line 1 of the hostfile .* is 'a slots=x': write it as 'node07 slots=4'"),
+        ("a 0", "with 1 rank or more"),
+        ("a\nb\na 2", "line 3 of the hostfile .* names a again"),
+    ],
+)
+def test_a_hostfile_that_makes_no_sense(tmp_path, text, message):
+    (tmp_path / "hosts").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_hosts(tmp_path / "hosts")
+
+
+class Run:
+    """A run whose jobs end as they are told to: what each saves, and its code; None for one that waits for a signal."""
+
+    def __init__(self, *jobs):
+        self.jobs, self.step, self.started, self.said = list(jobs), 0, [], []
+        self.present = set(HOSTS)
+        self.job = None
+
+    def start(self, hosts):
+        self.started.append(tuple(hosts))
+        saves, code = self.jobs.pop(0)
+        self.step += saves
+        wait = "import signal; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(flush=True); signal.pause()"
+        self.job = subprocess.Popen(
+            [sys.executable, "-c", wait if code is None else f"print(); exit({code})"], stdout=subprocess.PIPE
+        )
+        # Once it can hear signals.
+        with self.job.stdout as out:
+            out.readline()
+        return self.job
+
+    def supervisor(self, **policy):
+        return Supervisor(
+            HOSTS,
+            answers=lambda host: host in self.present,
+            start=self.start,
+            saved=lambda: self.step,
+            policy=Policy(**{"back_off_s": 0.01, "look_every_s": 0.1, **policy}),
+            say=self.said.append,
+        )
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(supervise, "_POLL_S", 0.01)
+
+
+def test_a_failed_job_is_started_again_until_it_is_done():
+    run = Run((3, 1), (0, 9), (2, 0))
+    assert run.supervisor().run() == 0
+    assert run.started == [("a", "b")] * 3
+    assert run.said[1] == "the job ended with code 1: starting again in 0.01 s, from step 3"
+    assert run.said[3] == "the job ended with code 9: starting again in 0.02 s, from step 3"
+
+
+def test_without_a_save_it_gives_up():
+    run = Run((0, 1), (1, 1), (0, 1), (0, 1), (5, 0))
+    assert run.supervisor(most_failures=3).run() == 1
+    assert len(run.started) == 4
+    assert run.said[-1] == "the job ended with code 1: 3 failures without a save between them, giving up"
+
+
+def test_a_users_mistake_is_not_repeated():
+    run = Run((0, 2), (0, 0))
+    assert run.supervisor().run() == 2
+    assert len(run.started) == 1
+
+
+def test_without_hosts_nothing_is_started():
+    run = Run()
+    run.present = set()
+    assert run.supervisor(most_failures=2).run() == 1
+    assert run.started == []
+    assert run.said[0] == "no answer from a, b"
+
+
+def test_a_host_that_is_back_is_taken_in():
+    run = Run((1, None), (1, 0))
+    run.present = {"a"}
+    supervisor = run.supervisor()
+    begin = run.start
+
+    def start(hosts):
+        run.present = set(HOSTS)
+        return begin(hosts)
+
+    supervisor._start = start
+    assert supervisor.run() == 0
+    assert run.started == [("a",), ("a", "b")]
+    assert "b is back: the job is asked to save and to make room" in run.said
+
+
+def test_a_signal_is_handed_on_and_ends_it():
+    run = Run((1, None), (1, 0))
+    supervisor = run.supervisor()
+    begin = run.start
+
+    def start(hosts):
+        job = begin(hosts)
+        supervisor.hear(signal.SIGUSR1, None)
+        return job
+
+    supervisor._start = start
+    assert supervisor.run() == 75
+    assert len(run.started) == 1
+
+
+def test_commands_of_both_mpis():
+    hydra = supervise.start_command(HOSTS, launcher=["mpiexec", "-iface", "ib0"], shell="ssh", is_hydra=True)
+    assert " ".join(hydra) == "mpiexec -iface ib0 -launcher ssh -launcher-exec ssh -hosts a:2,b:2 -n 4"
+    other = supervise.start_command(HOSTS, launcher=["mpirun"], shell="rsh", is_hydra=False)
+    assert other[-4:] == ["--host", "a:2,b:2", "-n", "4"]
+    assert "rsh" in other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hostfile=nosuch"], "the hostfile nosuch cannot be read"),
+        ([], "the following arguments are required: --hostfile"),
+        (["--hostfile=README.md", "--", "--bogus"], "hostfile|bogus"),
+    ],
+)
+def test_a_mistake_is_one_message(capsys, words, message):
+    assert supervise.main(words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("jaxdp: error: ")
+    assert re.search(message, err)
+
+
+def test_a_run_goes_on_when_a_host_goes_and_when_it_comes_back(jobs):
+    """On three real hosts; one loses its network in the middle and has it again later."""
+    if reason := why_no_hosts():
+        pytest.skip(reason)
+    workdir, hostfile = jobs.folder / "supervised", jobs.folder / "hosts"
+    hostfile.write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n10.77.0.3 slots=1\n")
+    arguments = (
+        "--config.epochs=40.0",
+        "--config.checkpoint.every_steps=20",
+        "--config.log_every_steps=1",
+        "--config.safety.watchdog_seconds=5.0",
+        f"--workdir={workdir}",
+    )
+    netcluster = lambda *words: subprocess.run([NETCLUSTER, *words], check=True, capture_output=True)  # noqa: E731
+    netcluster("up", "3", "none")
+    try:
+        words = [f"--hostfile={hostfile}", f"--shell={NETCLUSTER}", "--launcher=mpiexec -iface eth0", "--back_off=1"]
+        command = [NETCLUSTER, "exec", "h0", sys.executable, "-m", "jaxdp.supervise", *words, "--look_every=2", "--"]
+        with subprocess.Popen(
+            [*command, *arguments], env=jobs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as supervised:
+            jobs.wait_for_step("supervised", 60)
+            netcluster("cut", "h2")
+            cut_at = jobs.metrics("supervised")[-1]["step"]
+            jobs.wait_for_step("supervised", cut_at + 40)
+            netcluster("mend", "h2")
+            _, err = supervised.communicate(timeout=120)
+    finally:
+        netcluster("down")
+    assert supervised.returncode == 0, err
+    starts = re.findall(r"starting (\d) ranks on .*, from step (\d+)", err)
+    assert [int(ranks) for ranks, _ in starts] == [3, 2, 3]
+    assert 0 < int(starts[1][1]) <= cut_at < int(starts[2][1])
+    assert "no answer from 10.77.0.3" in err
+    assert "10.77.0.3 is back: the job is asked to save and to make room" in err
+    steps = [line["step"] for line in jobs.metrics("supervised") if "loss" in line]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["summary"]
