@@ -11,13 +11,13 @@ from jaxdp.faults.kinds import FAULTS
 
 
 def test_a_few_trials_lose_nothing(jobs):
-    """Of the kinds that no other test has."""
+    """Of the kinds that no other test has, with a seed that has them happen on 2 ranks."""
     rows = jobs.folder / "faults.jsonl"
-    words = ("--trials=3", "--faults=kill-saving,pause,record-cut-off", "--seed=3", f"--json={rows}")
+    words = ("--trials=2", "--faults=kill-saving,record-cut-off", "--seed=9", f"--json={rows}")
     ended = jobs.run(0, "-m", "jaxdp.faults", *words, f"--workdir={jobs.folder / 'faults'}", timeout=400)
     assert ended.code == 0, ended.out + ended.err
-    assert [row.fault for row in read_rows(rows)] == ["kill-saving", "pause", "record-cut-off"]
-    assert ended.out.count("recovered, same bits") == 3
+    assert [row.fault for row in read_rows(rows)] == ["kill-saving", "record-cut-off"]
+    assert ended.out.count("recovered, same bits") == 2
 
 
 ROW = Row(0, "kill", 3, "step 5", 0.1, 4, recovered=True, bit_identical=True)

@@ -108,21 +108,21 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "devices", "arguments"),
+    ("ranks", "devices", "arguments", "stops"),
     [
-        (0, 1, SHORT),
-        (2, 2, SHORT),
-        (2, 1, (*SHORT, *PARTITIONS)),
-        (3, 1, (*SHORT, RESNET, *RECIPE)),
-        (2, 1, (*SHORT, *LARS)),
+        (0, 1, SHORT, (1, 29)),
+        (2, 2, SHORT, (29,)),
+        (2, 1, (*SHORT, *PARTITIONS), (29,)),
+        (3, 1, (*SHORT, RESNET, *RECIPE), (29,)),
+        (2, 1, (*SHORT, *LARS), (29,)),
     ],
     ids=["without mpirun", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 2"],
 )
-def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, request):
+def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, stops, request):
     name = request.node.callspec.id.replace(" ", "-")
     whole, parts = f"whole-{name}", f"parts-{name}"
     jobs.train(ranks, whole, *arguments, devices=devices)
-    for stop in (1, 29):
+    for stop in stops:
         ended = jobs.train(ranks, parts, *arguments, f"--stop_at_step={stop}", devices=devices)
         assert f"stopped at step {stop}" in ended.out
     ended = jobs.train(ranks, parts, *arguments, devices=devices)
@@ -216,7 +216,7 @@ def test_a_mistake_is_one_clear_message(jobs, argument):
 
 
 # Rank 0 alone saves.
-FAILURES = [("step", 0), ("step", 2), ("feed", 0), ("feed", 2), ("exit", 0), ("exit", 2), ("save", 0)]
+FAILURES = [("step", 2), ("feed", 0), ("exit", 0), ("exit", 2), ("save", 0)]
 BY_MPI4JAX = [(*failure, "mpi4jax") for failure in FAILURES]
 BY_XLA = [("step", 2, "xla"), ("exit", 0, "xla")]
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -65,6 +67,20 @@ def test_before_the_first_step_a_job_ends_at_once(jobs):
     assert job.returncode == REQUEUE
     assert "the job ends at once" in err
     assert not list((jobs.folder / "preempted-early" / "checkpoints").iterdir())
+
+
+def test_when_all_is_saved_signals_change_nothing_to_the_very_end():
+    """Python takes its handlers away before it has ended."""
+    code = (
+        "from types import SimpleNamespace; from jaxdp.preemption import Preemption\n"
+        "preemption = Preemption(SimpleNamespace(rank=0, size=1, is_root=True))\n"
+        "preemption.has_begun(); preemption.close(); print(flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        while process.poll() is None:
+            process.send_signal(signal.SIGUSR1)
+        assert process.returncode == 0
 
 
 class Two:
