@@ -8,8 +8,9 @@ import hashlib
 import os
 import pathlib
 import re
+import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def orbax_alone() -> Iterator[None]:
         module.process_count = _one
     # Its threads log what they raise, each with a traceback; it comes out of a save's result too.
     absl.logging.set_verbosity(absl.logging.FATAL)
+    sys.excepthook = _except_late_writes
     context = ocp.Context()
     context.multiprocessing.active_processes = {0}
     context.multiprocessing.barrier_sync_key_prefix = "jaxdp"
@@ -99,6 +101,12 @@ def orbax_alone() -> Iterator[None]:
 
 def _one() -> int:
     return 1
+
+
+def _except_late_writes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python does it, but for what TensorStore's threads have to say to a save that has failed before them."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def import_tfds() -> ModuleType:

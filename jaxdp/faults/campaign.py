@@ -85,7 +85,8 @@ class Campaign:
             if STEPS not in saves:
                 job = trial.start()
                 lost = max(0, job.last_step - max(saves, default=0))
-                why_not = why_not or trial.goes_on(job)
+                then = trial.goes_on(job)
+                why_not = why_not or then
                 # A save is under way while the steps up to the next one are done.
                 if lost > 2 * SAVE_EVERY:
                     why_not = why_not or f"{lost} steps were lost, with a save every {SAVE_EVERY}"
