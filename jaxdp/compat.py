@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Iterator
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def orbax_alone() -> Iterator[None]:
         module.process_count = _one
     # Its threads log what they raise, each with a traceback; it comes out of a save's result too.
     absl.logging.set_verbosity(absl.logging.FATAL)
-    sys.excepthook = _except_late_writes
+    _ignore_late_writes()
     context = ocp.Context()
     context.multiprocessing.active_processes = {0}
     context.multiprocessing.barrier_sync_key_prefix = "jaxdp"
@@ -103,10 +104,16 @@ def _one() -> int:
     return 1
 
 
-def _except_late_writes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As Python does it, but for what TensorStore's threads have to say to a save that has failed before them."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+@functools.cache
+def _ignore_late_writes() -> None:
+    """Has nothing said of writes of TensorStore's threads that end after the save that they were part of has failed."""
+    tell = sys.unraisablehook
+
+    def tell_others(found: sys.UnraisableHookArgs) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+            tell(found)
+
+    sys.unraisablehook = tell_others
 
 
 def import_tfds() -> ModuleType:

@@ -1,12 +1,15 @@
 import dataclasses
 import pathlib
 import re
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
 
+from jaxdp import compat
 from jaxdp.checkpoint import Checkpoints, Position
 from jaxdp.state import TrainState, fingerprint
 
@@ -161,3 +164,13 @@ def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
         checkpoints.save(state(), dataclasses.replace(POSITION, step=2))
     assert checkpoints.latest_step() is None
     checkpoints.close()
+
+
+def test_what_is_late_for_a_failed_save_is_not_told_and_all_else_is(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    compat._ignore_late_writes.__wrapped__()
+    late, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "no more memory"))
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert told == [other]
