@@ -9,6 +9,12 @@ import sys
 import time
 from typing import Any
 
+import pytest
+
+# The suite has 20 minutes: others show nearly the same as these.
+TAKES_LONG = pytest.mark.skipif(
+    "JAXDP_LONG_TESTS" not in os.environ, reason="takes long: JAXDP_LONG_TESTS=1 ./launch/test has it run too"
+)
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests spend their time compiling small programs that run briefly: three times as fast so.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0"

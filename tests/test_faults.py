@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from jobs import TAKES_LONG
 
 from jaxdp.faults import endurance
 from jaxdp.faults.campaign import Row, append_row, read_rows, table
@@ -70,6 +71,7 @@ def test_growth_is_told_from_noise():
     assert (second.warm.threads, second.last.threads) == (10, 11)
 
 
+@TAKES_LONG
 def test_a_job_is_watched_to_its_end(jobs):
     words = ("--ranks=2", "--steps=400", f"--workdir={jobs.folder / 'endurance'}")
     ended = jobs.run(0, "-m", "jaxdp.faults.endurance", *words)

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from jobs import TAKES_LONG
 
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 LARS = ("--config.optimizer.name=lars", "--config.optimizer.nesterov=False")
@@ -81,6 +82,7 @@ def test_evaluate_restores_and_finds_the_same_on_any_number_of_ranks(jobs):
         assert f"test accuracy {summary['test_accuracy']:.4f}" in ended.out
 
 
+@TAKES_LONG
 def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
     """But for float32 rounding, held down by a low rate; tests/mpi/test_training.py holds it to 11 digits in float64.
 
@@ -111,10 +113,10 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
     ("ranks", "devices", "arguments", "stops"),
     [
         (0, 1, SHORT, (1, 29)),
-        (2, 2, SHORT, (29,)),
+        pytest.param(2, 2, SHORT, (29,), marks=TAKES_LONG),
         (2, 1, (*SHORT, *PARTITIONS), (29,)),
-        (3, 1, (*SHORT, RESNET, *RECIPE), (29,)),
-        (2, 1, (*SHORT, *LARS), (29,)),
+        pytest.param(3, 1, (*SHORT, RESNET, *RECIPE), (29,), marks=TAKES_LONG),
+        pytest.param(2, 1, (*SHORT, *LARS), (29,), marks=TAKES_LONG),
     ],
     ids=["without mpirun", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 2"],
 )

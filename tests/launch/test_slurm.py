@@ -11,6 +11,7 @@ import subprocess
 import time
 
 import pytest
+from jobs import TAKES_LONG
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -89,6 +90,7 @@ def wait_until(is_so, seconds=60):
         time.sleep(0.2)
 
 
+@TAKES_LONG
 def test_a_job_that_is_preempted_goes_back_into_the_queue_and_on_to_the_same_bits(jobs, slurm):
     jobs.train(2, "without-slurm", *LONG)
     workdir, log = jobs.folder / "by-slurm", slurm / "job.log"

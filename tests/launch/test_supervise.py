@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from jobs import TAKES_LONG
 
 from jaxdp import supervise
 from jaxdp.faults.kinds import NETCLUSTER, why_no_hosts
@@ -156,6 +157,7 @@ def test_a_mistake_is_one_message(capsys, words, message):
     assert re.search(message, err)
 
 
+@TAKES_LONG
 def test_a_run_goes_on_when_a_host_goes_and_when_it_comes_back(jobs):
     """On three real hosts; one loses its network in the middle and has it again later."""
     if reason := why_no_hosts():

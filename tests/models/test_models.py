@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jobs import TAKES_LONG
 
 from jaxdp.losses import cross_entropy
 from jaxdp.models.layers import dropout, local_response_norm
@@ -114,7 +115,7 @@ def loss_of(network, images, labels, key_B):
     return loss
 
 
-@pytest.mark.parametrize(("name", "options", "size"), [NIN, GOOGLENET_BN, BOTTLENECK])
+@pytest.mark.parametrize(("name", "options", "size"), [NIN, pytest.param(*GOOGLENET_BN, marks=TAKES_LONG), BOTTLENECK])
 def test_a_model_fits_a_batch(name, options, size):
     """With all of its heads, and without dropout, which would keep it from doing so.
 

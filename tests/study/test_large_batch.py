@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from jobs import TAKES_LONG
 
 from configs.study_large_batch import get_config
 from jaxdp.config import Config
@@ -142,6 +143,7 @@ world.run(job)
 """
 
 
+@TAKES_LONG
 def test_a_study_that_was_killed_goes_on_with_what_is_left(jobs, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", ".")
     (tmp_path / "study.py").write_text(SCRIPT)
