@@ -97,6 +97,7 @@ def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
         assert values == pytest.approx(losses[1, 1], rel=5e-4)
 
 
+@TAKES_LONG
 def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
     slow = (*SHORT, "--config.schedule.base_rate=0.002", "--config.log_every_steps=1")
     jobs.train(2, "same-ranks", *slow)
