@@ -63,7 +63,7 @@ class Pace:
         if not self._plans:
             return
         over = self._engine.counts()[0]
-        for event in self._engine.events(most=over - self._seen):
+        for event in self._engine.events(self._seen, over - self._seen):
             if event.plan in self._over:
                 self._over[event.plan].append(event)
         self._seen = over

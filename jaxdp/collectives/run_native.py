@@ -175,10 +175,10 @@ class Engine:
             raise RuntimeError(message.value.decode(errors="replace"))
         return out
 
-    def events(self, most: int = 1 << 14) -> list[Event]:
-        """The latest allreduces that are over, in the order of their end."""
+    def events(self, first: int = 0, most: int = 1 << 14) -> list[Event]:
+        """Allreduces that are over, in the order of their end, from number `first` on; the latest 16,384 are kept."""
         table = np.empty((most, 3), np.int64)
-        count = self._library.jaxdp_events(self._engine, table, most)
+        count = self._library.jaxdp_events(self._engine, table, first, most)
         return [Event(plan, start * 1e-9, end * 1e-9) for plan, start, end in table[:count].tolist()]
 
     def counts(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ _SIGNATURES = {
             *(ctypes.c_char_p, ctypes.c_int64),
         ],
     ),
-    "jaxdp_events": (ctypes.c_int64, [ctypes.c_void_p, _TABLE, ctypes.c_int64]),
+    "jaxdp_events": (ctypes.c_int64, [ctypes.c_void_p, _TABLE, ctypes.c_int64, ctypes.c_int64]),
     "jaxdp_counts": (None, [ctypes.c_void_p, _TABLE]),
     "jaxdp_copy_rows": (
         ctypes.c_int,

@@ -121,8 +121,8 @@ int jaxdp_allreduce(jaxdp::Engine* engine, int64_t plan, const void* in, void* o
 }
 
 // events: [most, 3] of plan, start and end in nanoseconds of the monotonic clock; returns how many.
-int64_t jaxdp_events(const jaxdp::Engine* engine, jaxdp::Event* events, int64_t most) {
-  return engine->events(events, most);
+int64_t jaxdp_events(const jaxdp::Engine* engine, jaxdp::Event* events, int64_t first, int64_t most) {
+  return engine->events(events, first, most);
 }
 
 void jaxdp_counts(const jaxdp::Engine* engine, jaxdp::Counts* counts) { *counts = engine->counts(); }

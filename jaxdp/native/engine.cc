@@ -145,10 +145,11 @@ void Engine::stop() {
   }
 }
 
-int64_t Engine::events(Event* out, int64_t most) const {
+int64_t Engine::events(Event* out, int64_t first, int64_t most) const {
   std::lock_guard lock(mutex_);
-  const int64_t count = std::min({num_events_, most, static_cast<int64_t>(kMostEvents)});
-  for (int64_t i = 0; i < count; ++i) out[i] = events_[(num_events_ - count + i) % kMostEvents];
+  const int64_t start = std::max(first, num_events_ - static_cast<int64_t>(kMostEvents));
+  const int64_t count = std::clamp<int64_t>(num_events_ - start, 0, most);
+  for (int64_t i = 0; i < count; ++i) out[i] = events_[(start + i) % kMostEvents];
   return count;
 }
 

@@ -80,8 +80,8 @@ class Engine {
   // Ends all threads; what is under way ends with an error. MPI must still be open.
   void stop();
 
-  // Copies the latest events, oldest first, and returns how many.
-  int64_t events(Event* out, int64_t most) const;
+  // Copies events from number `first` on, oldest first, as far as they are kept, and returns how many.
+  int64_t events(Event* out, int64_t first, int64_t most) const;
 
   Counts counts() const;
 

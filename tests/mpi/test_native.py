@@ -184,3 +184,16 @@ def test_events_tell_when_each_sum_took_place(world, engine):
     assert len(mine) == 3
     times = [moment for event in mine for moment in (event.start_s, event.end_s)]
     assert [before, *times, after] == sorted([before, *times, after])
+
+
+def test_events_are_taken_by_their_number_so_that_none_is_left_out_or_taken_twice(engine):
+    plan = engine.plan_without_messages(10, np.float32)
+    over, _ = engine.counts()
+    for _ in range(4):
+        engine.allreduce(np.ones(10, np.float32), plan)
+    assert engine.counts() == (over + 4, 0)
+    first, *others = engine.events(over)
+    assert len(others) == 3
+    assert engine.events(over, 1) == [first]
+    assert engine.events(over + 1, 2) == others[:2]
+    assert engine.events(over + 4) == []
