@@ -48,11 +48,14 @@ def _measure_link(world: World, distance: int, gamma: float) -> Link:
         out, into = np.ones(num_bytes, np.uint8), np.empty(num_bytes, np.uint8)
         return lambda: comm.Sendrecv(out, to, 0, into, source, 0)
 
-    alpha = _seconds_each(world, train(_SMALL), at_least=_SHORT)
-    large = train(_LARGE)
+    small, large = train(_SMALL), train(_LARGE)
     _seconds_each(world, large, at_least=_SHORT)
-    # One hiccup of the network in three trains does no harm.
-    seconds = statistics.median(_seconds_each(world, large, at_least=_LONG) for _ in range(3))
+    # In turn, and the median of three each: one hiccup of the network does no harm, and a load on it both feel.
+    turns = [
+        (_seconds_each(world, small, at_least=_SHORT / 2), _seconds_each(world, large, at_least=_LONG))
+        for _ in range(3)
+    ]
+    alpha, seconds = (statistics.median(column) for column in zip(*turns, strict=True))
     beta = max(0.0, seconds - alpha) / _LARGE
     return Link(alpha, beta, gamma)
 

@@ -22,7 +22,8 @@ def test_the_network_is_the_same_for_all_ranks_and_sensible(world):
     assert set(world.allgather(network)) == {network}
     for link in (network.between, network.inside):
         assert 1e-8 < link.alpha < 0.1
-        assert 1e-12 < link.beta < 1e-6
+        # None is left beside alpha where others take the cores from small messages.
+        assert 0 <= link.beta < 1e-6
         assert 1e-12 < link.gamma < 1e-7
 
 
