@@ -85,12 +85,11 @@ def examine(words: Sequence[str], world: World) -> None:
 
 
 def _hosts(world: World) -> str:
-    hosts = world.allgather(world.host)
     ranks_of: dict[int, list[int]] = {leader: [] for leader in world.leaders}
     for rank, leader in enumerate(world.leaders):
         ranks_of[leader].append(rank)
     ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
-    return f"{ranks}: " + ", ".join(f"{_span(node)} on {hosts[node[0]]}" for node in ranks_of.values())
+    return f"{ranks}: " + ", ".join(f"{_span(node)} on {world.hosts[node[0]]}" for node in ranks_of.values())
 
 
 def _span(ranks: list[int]) -> str:

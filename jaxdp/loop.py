@@ -80,8 +80,7 @@ def train(
                 f"this job does the steps {position.step + 1} to {end}: --profile_steps={first}:{last} does not lie "
                 "between them"
             )
-    hosts = world.allgather(world.host)
-    report = Report(run, workdir, first_step=position.step, end_step=end, hosts=hosts) if world.is_root else None
+    report = Report(run, workdir, first_step=position.step, end_step=end, hosts=world.hosts) if world.is_root else None
     steps = Steps(
         run,
         allreduce,

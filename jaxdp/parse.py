@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -79,6 +81,14 @@ def numbers(text: str) -> list[int]:
 def names(text: str) -> list[str]:
     """Several names, with commas between."""
     return text.split(",")
+
+
+def program(command: str) -> list[str]:
+    """The words of a command. Raises ValueError if its program is not there."""
+    words = shlex.split(command)
+    if not words or shutil.which(words[0]) is None:
+        raise ValueError(f"the program {''.join(words[:1])!r} is not on the PATH: install it, or name another one")
+    return words
 
 
 def check_writable(*paths: pathlib.Path | None) -> None:

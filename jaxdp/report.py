@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -36,7 +37,7 @@ class Report:
       hosts: of all ranks.
     """
 
-    def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int, hosts: list[str]):
+    def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int, hosts: Sequence[str]):
         self._run, self._workdir, self._first_step, self._end_step = run, workdir, first_step, end_step
         self._writer = MetricsWriter(workdir, resume_step=first_step)
         self._progress = Progress(run.plan.total_steps, first_step=first_step, bar=on_terminal())

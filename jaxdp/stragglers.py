@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,7 +96,7 @@ class Stragglers:
       hosts: of each rank.
     """
 
-    def __init__(self, hosts: list[str]):
+    def __init__(self, hosts: Sequence[str]):
         self._hosts = hosts
         self._late = np.zeros((len(hosts), _BINS), np.int64)
         self._sums = np.zeros((len(hosts), 2))

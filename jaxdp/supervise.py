@@ -17,7 +17,6 @@ import concurrent.futures
 import dataclasses
 import pathlib
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from jaxdp.world import INTERNAL_ERROR, USER_ERROR
 
 _LINE = re.compile(r"(?P<host>[^\s:#]+)(?:\s+slots\s*=\s*|:|\s+)?(?P<ranks>\d+)?\s*(?:#.*)?")
 _POLL_S = 0.5
+_PROBE_S = 10.0
 _LONGEST_BACK_OFF_S = 300.0
 
 
@@ -43,13 +43,11 @@ class Policy:
     Attributes:
       most_failures: in a row, without a save between them, after which it gives up.
       back_off_s: before the second start; twice as long before every further one without a save.
-      probe_s: that a host has to answer in.
       look_every_s: how often the hosts that were left out are asked again.
     """
 
     most_failures: int = 5
     back_off_s: float = 5.0
-    probe_s: float = 10.0
     look_every_s: float = 30.0
 
 
@@ -175,7 +173,7 @@ class Supervisor:
         self._job = self._start(hosts)
         if self._asked is not None:
             self._job.send_signal(self._asked)
-        missing = {host: count for host, count in self._hosts.items() if host not in hosts}
+        missing = [host for host in self._hosts if host not in hosts]
         look, is_asked = time.monotonic() + self._policy.look_every_s, False
         while (code := self._job.poll()) is None:
             time.sleep(_POLL_S)
@@ -214,7 +212,7 @@ def main(words: Sequence[str]) -> int:
     )
     for name, value, what in [
         ("back_off", defaults.back_off_s, "before a job that has failed is started again"),
-        ("probe", defaults.probe_s, "that a host has to answer in"),
+        ("probe", _PROBE_S, "that a host has to answer in"),
         ("look_every", defaults.look_every_s, "after which hosts that were left out are asked again"),
     ]:
         parser.add_argument(f"--{name}", type=float, default=value, help=f"seconds {what}; default %(default)g")
@@ -222,27 +220,23 @@ def main(words: Sequence[str]) -> int:
         arguments = parser.parse_args(own)
         hosts = read_hosts(arguments.hostfile)
         workdir = cli.parse_train(["train", *of_train]).workdir
+        launcher, shell = parse.program(arguments.launcher), parse.program(arguments.shell)
     except ValueError as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)
         return USER_ERROR
-    launcher = shlex.split(arguments.launcher)
     version = subprocess.run([launcher[0], "--version"], capture_output=True, text=True, check=False).stdout
-    is_hydra, shell = "HYDRA" in version, arguments.shell
+    is_hydra = "HYDRA" in version
 
     def answers(host: str) -> bool:
+        asked = [*shell, host, "true"]
+        nowhere = subprocess.DEVNULL
         try:
-            asked = [*shlex.split(shell), host, "true"]
-            return (
-                subprocess.run(
-                    asked, stdin=subprocess.DEVNULL, capture_output=True, timeout=arguments.probe, check=False
-                ).returncode
-                == 0
-            )
+            return subprocess.call(asked, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=arguments.probe) == 0
         except subprocess.TimeoutExpired:
             return False
 
     def start(some: Mapping[str, int]) -> subprocess.Popen:
-        command = start_command(some, launcher=launcher, shell=shell, is_hydra=is_hydra)
+        command = start_command(some, launcher=launcher, shell=arguments.shell, is_hydra=is_hydra)
         # In a session of its own: signals reach it by way of this process.
         return subprocess.Popen(
             [*command, sys.executable, "-m", "jaxdp.train", *of_train], stdin=subprocess.DEVNULL, start_new_session=True
@@ -253,7 +247,7 @@ def main(words: Sequence[str]) -> int:
         answers=answers,
         start=start,
         saved=lambda: Checkpoints(workdir / CHECKPOINTS).latest_step() or 0,
-        policy=Policy(arguments.most_failures, arguments.back_off, arguments.probe, arguments.look_every),
+        policy=Policy(arguments.most_failures, arguments.back_off, arguments.look_every),
         say=lambda text: print(f"launch/supervise: {text}", file=sys.stderr, flush=True),
     )
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):

@@ -83,8 +83,7 @@ class Watchdog:
         self._world, self._seconds = world, seconds
         self._every = min(1.0, seconds / _REPORTS)
         now = time.monotonic()
-        hosts = world.allgather(world.host)
-        self._seen = [Seen(host, MINE.phase, 0, -1, now, now) for host in hosts]
+        self._seen = [Seen(host, MINE.phase, 0, -1, now, now) for host in world.hosts]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         port = self._socket.getsockname()[1]
@@ -185,6 +184,14 @@ class Watchdog:
 
 def _exit() -> NoReturn:
     """Ends this process, whose launcher ends the job; and the launcher, should it wait for a host that is gone."""
+    # Some clusters hide the processes of others, a job's launcher among them.
+    with contextlib.suppress(OSError):
+        _end_launcher()
+    os._exit(INTERNAL_ERROR)
+
+
+def _end_launcher() -> None:
+    """Later, once it has had the time to end by itself."""
     pid = launcher(os.getpid())
     if pid is not None:
         name = pathlib.Path("/proc", str(pid), "comm")
@@ -195,7 +202,6 @@ def _exit() -> NoReturn:
         subprocess.Popen(
             ["sh", "-c", command, "sh", *words], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
         )
-    os._exit(INTERNAL_ERROR)
 
 
 def launcher(pid: int) -> int | None:

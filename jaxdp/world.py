@@ -66,7 +66,7 @@ class World:
       rank, size: of MPI_COMM_WORLD.
       local_rank, local_size: among the ranks of this host.
       leaders: for each rank the first rank on its host.
-      host: name of this host.
+      hosts: names of the hosts of all ranks.
       library: name and version of the MPI library.
       gpus: those of this host that are this rank's.
       threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
@@ -79,7 +79,7 @@ class World:
     local_rank: int
     local_size: int
     leaders: tuple[int, ...]
-    host: str
+    hosts: tuple[str, ...]
     library: str
     gpus: gpus.Share
     threads: int
@@ -93,6 +93,11 @@ class World:
     @property
     def is_root(self) -> bool:
         return self.rank == 0
+
+    @property
+    def host(self) -> str:
+        """The name of this rank's."""
+        return self.hosts[self.rank]
 
     @property
     def ranks_per_node(self) -> int | None:
@@ -216,7 +221,7 @@ def connect() -> World:
         local_rank=local.rank,
         local_size=local.size,
         leaders=tuple(comm.allgather(local.bcast(comm.rank))),
-        host=socket.gethostname(),
+        hosts=tuple(comm.allgather(socket.gethostname())),
         library=" ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].replace("Version:", "").split()),
         gpus=gpus.share(local.allgather(gpus.visible()), local.rank),
         threads=max(1, int(share + 1e-9)),

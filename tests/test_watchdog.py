@@ -54,6 +54,13 @@ def test_slow_compilers_are_no_alarm(jobs):
     assert ended.code == 0, ended.err
 
 
+def test_a_job_whose_launcher_cannot_be_seen_ends_all_the_same(jobs):
+    """As where the system hides the processes of others."""
+    hidden = "from jaxdp import watchdog; watchdog.launcher = lambda pid: open('/proc/0/stat'); watchdog._exit()"
+    ended = jobs.run(0, "-c", hidden)
+    assert (ended.code, ended.err) == (1, "")
+
+
 def seen(phase, step, moved, heard, host="a"):
     return Seen(host, phase, step, 0, moved, heard)
 

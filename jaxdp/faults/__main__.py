@@ -31,6 +31,8 @@ def main(words: Sequence[str]) -> int:
     try:
         arguments = parser.parse_args(words)
         parse.check_writable(arguments.json)
+        if arguments.trials:
+            parse.program("mpirun")
         for name in arguments.faults or ():
             if name not in FAULTS:
                 raise ValueError(f"there is no fault {name!r}: known are {', '.join(FAULTS)}")
@@ -40,13 +42,7 @@ def main(words: Sequence[str]) -> int:
     except ValueError as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)
         return USER_ERROR
-    names = arguments.faults or []
-    for name, fault in FAULTS.items():
-        if arguments.faults is None and arguments.trials:
-            if reason := fault.impossible():
-                print(f"left out: {name}: {reason}", flush=True)
-            else:
-                names.append(name)
+    names = arguments.faults or (_possible() if arguments.trials else [])
     campaign = Campaign(arguments.workdir, arguments.seed)
     is_good = True
     for number in range(len(rows), len(rows) + arguments.trials):
@@ -60,6 +56,15 @@ def main(words: Sequence[str]) -> int:
         print(f"trial {number}: {row.fault} on {row.ranks} ranks, {row.moment}{seconds}: {outcome}", flush=True)
     print(table(rows), flush=True)
     return 0 if is_good else INTERNAL_ERROR
+
+
+def _possible() -> list[str]:
+    """The faults that can be tried on this machine; the others are named."""
+    reasons = {name: fault.impossible() for name, fault in FAULTS.items()}
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"left out: {name}: {reason}", flush=True)
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 if __name__ == "__main__":

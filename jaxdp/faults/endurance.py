@@ -109,6 +109,7 @@ def main(words: Sequence[str]) -> int:
     try:
         arguments = parser.parse_args(words)
         parse.check_writable(arguments.json)
+        parse.program("mpirun")
         if arguments.workdir.exists():
             raise ValueError(f"the workdir {arguments.workdir} is there already: choose another --workdir")
     except ValueError as error:

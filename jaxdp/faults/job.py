@@ -122,7 +122,8 @@ class Job:
 
     def close(self) -> None:
         """Leaves nothing of it behind."""
-        for pid in [self.launcher, *self.processes().values()]:
+        self._process.kill()
+        for pid in self.processes().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()

@@ -70,7 +70,7 @@ class Trial:
       usual: what a job does to which nothing happens.
       environment: of its jobs, beside that of this process.
       afterwards: what is to be done once the trial is over.
-      launcher: of its jobs; mpirun if there is none.
+      launcher: of its jobs: words before the number of ranks.
       arguments: of its jobs, beside those that all have.
     """
 

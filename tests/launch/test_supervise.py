@@ -147,10 +147,14 @@ def test_commands_of_both_mpis():
     [
         (["--hostfile=nosuch"], "the hostfile nosuch cannot be read"),
         ([], "the following arguments are required: --hostfile"),
-        (["--hostfile=README.md", "--", "--bogus"], "hostfile|bogus"),
+        (["--hostfile=HOSTS", "--", "--bogus"], "bogus"),
+        (["--hostfile=HOSTS", "--launcher=nosuch -iface eth0"], "the program 'nosuch' is not on the PATH"),
+        (["--hostfile=HOSTS", "--shell="], "the program '' is not on the PATH"),
     ],
 )
-def test_a_mistake_is_one_message(capsys, words, message):
+def test_a_mistake_is_one_message(tmp_path, capsys, words, message):
+    (tmp_path / "HOSTS").write_text("a\n")
+    words = [word.replace("HOSTS", str(tmp_path / "HOSTS")) for word in words]
     assert supervise.main(words) == 2
     err = capsys.readouterr().err
     assert err.startswith("jaxdp: error: ")
