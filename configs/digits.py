@@ -13,6 +13,7 @@ from ml_collections import config_dict
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.deterministic = False
     config.init_from = config_dict.placeholder(str)
     config.init_skip = ()
     config.batch_size = 64

@@ -115,7 +115,8 @@ def main(
                     "all ranks need the same command line and config: "
                     + (f"{difference}, there being rank 0" if difference else f"{first} on rank 0, {arguments} here")
                 )
-        compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
+        deterministic = arguments.config is not None and arguments.config.deterministic
+        compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus, deterministic=deterministic)
         work(arguments, of_world)
 
     world.run(job)

@@ -26,16 +26,28 @@ _M_MMAP_THRESHOLD = -3
 _LARGEST_INT = 2**31 - 1
 
 
-def prepare_process(*, threads: int, gpus: Share) -> None:
+# GPUs then take no operation whose sums may be in any order, and the same algorithms in every run, not whichever is the
+# fastest in a trial (openxla.org, "Determinism (GPU)").
+_DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
+
+
+def prepare_process(*, threads: int, gpus: Share, deterministic: bool = False) -> None:
     """Settings of the process that work only before JAX opens its back ends: allocator, number of threads, and GPUs.
 
     Freed buffers stay with the process: page faults on fresh ones make large transfers twice as slow.
     XLA takes the size of its CPU thread pools from NPROC (its default is every core the process may use).
+
+    Args:
+      threads: on CPUs.
+      gpus: that it takes.
+      deterministic: whether these are to give the same bits in every run.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
     os.environ["NPROC"] = str(threads)
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
     if gpus.names:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.names)
     if gpus.ranks > 1:

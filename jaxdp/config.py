@@ -244,6 +244,8 @@ class Config:
 
     Attributes:
       seed: of parameters and of the order of the data.
+      deterministic: whether GPUs, too, give the same bits in every run, with slower operations in places; CPUs do, with
+        the same number of threads a rank.
       init_from: whose parameters and batch statistics to begin with: a workdir, a checkpoint in one, or a file of
         `numpy.savez` with an array for each name that --explain lists; None for random ones.
       init_skip: the first parts of the names of what begins with random values even so, as "head".
@@ -262,6 +264,7 @@ class Config:
     """
 
     seed: int
+    deterministic: bool
     init_from: str | None
     init_skip: tuple[str, ...]
     batch_size: int

@@ -128,7 +128,11 @@ class Supervisor:
         del frame
         self._asked = number
         if self._job is not None:
-            self._job.send_signal(number)
+            self._tell(self._job)
+
+    def _tell(self, job: subprocess.Popen) -> None:
+        # SIGTERM to Open MPI's mpirun would end all ranks at once.
+        job.send_signal(signal.SIGINT if self._asked == signal.SIGINT else signal.SIGUSR1)
 
     def run(self) -> int:
         """Goes on until the run is done, or cannot go on; the code to exit with."""
@@ -171,8 +175,8 @@ class Supervisor:
         ranks = sum(hosts.values())
         self._say(f"starting {ranks} ranks on {', '.join(hosts)}, from step {self._saved()}")
         self._job = self._start(hosts)
-        if self._asked is not None:
-            self._job.send_signal(self._asked)
+        if self._is_asked():
+            self._tell(self._job)
         missing = [host for host in self._hosts if host not in hosts]
         look, is_asked = time.monotonic() + self._policy.look_every_s, False
         while (code := self._job.poll()) is None:
@@ -188,7 +192,7 @@ class Supervisor:
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and self._asked is None:
+        while time.monotonic() < end and not self._is_asked():
             time.sleep(min(_POLL_S, seconds))
 
 

@@ -208,6 +208,8 @@ def connect() -> World:
       SystemExit: the launcher started more ranks than this MPI sees, or MPI serves one thread only; one
         message on one rank's stderr.
     """
+    # Open MPI's windows by UCX complain where there is no network for them; ours are of shared memory alone.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI
 
     _check_launcher(MPI)

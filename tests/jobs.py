@@ -1,6 +1,7 @@
 """Real jobs, as a user starts them."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -15,9 +16,17 @@ import pytest
 TAKES_LONG = pytest.mark.skipif(
     "JAXDP_LONG_TESTS" not in os.environ, reason="takes long: JAXDP_LONG_TESTS=1 ./launch/test has it run too"
 )
+# Of all that needs ranks, what shows most: launch/test has the other MPI of MPICH and Open MPI pass it as well.
+BOTH_MPIS = pytest.mark.both_mpis
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests spend their time compiling small programs that run briefly: three times as fast so.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+
+
+@functools.cache
+def is_open_mpi() -> bool:
+    """Whether that is what mpirun belongs to."""
+    return "Open MPI" in subprocess.check_output(["mpirun", "--version"], text=True)
 
 
 @dataclasses.dataclass(frozen=True)

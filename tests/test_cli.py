@@ -58,7 +58,7 @@ def test_a_mistake_is_named(words, message):
         ("def get_config():\n    return {}.x", "is not a setting of|cannot be run"),
         (
             "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 1})",
-            r"config\.init_from is missing",
+            r"config\.deterministic is missing",
         ),
     ],
 )

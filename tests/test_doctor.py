@@ -1,8 +1,10 @@
 """What the doctor says of this machine, and of one that is ill."""
 
 import pytest
+from jobs import BOTH_MPIS
 
 
+@BOTH_MPIS
 def test_a_machine_that_can_train_is_ready(jobs, tmp_path):
     for ranks in (0, 3):
         ended = jobs.run(ranks, "-m", "jaxdp.doctor", f"--workdir={tmp_path / 'runs'}")

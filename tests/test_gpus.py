@@ -1,4 +1,5 @@
 import pytest
+from jobs import COMPILE_QUICKLY
 
 from jaxdp import gpus
 from jaxdp.gpus import Share, Visible
@@ -55,6 +56,19 @@ def test_without_an_assignment_all_gpus_of_the_driver_are_visible(monkeypatch, t
         (tmp_path / slot).mkdir()
     monkeypatch.setattr(gpus, "_DRIVER", tmp_path)
     assert gpus.visible() == Visible(("0", "1"), assigned=False)
+
+
+def test_xla_knows_the_flags_of_a_deterministic_run(jobs):
+    """It ends a process that is given one that it does not know."""
+    prepared = "compat.prepare_process(threads=1, gpus=Share(()), deterministic=True)"
+    shown = "import os, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
+    ended = jobs.run(0, "-c", f"from jaxdp import compat; from jaxdp.gpus import Share; {prepared}; {shown}")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.split() == [
+        COMPILE_QUICKLY,
+        "--xla_gpu_exclude_nondeterministic_ops=true",
+        "--xla_gpu_autotune_level=0",
+    ]
 
 
 def test_each_rank_of_a_job_has_its_own(jobs, monkeypatch):

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from jobs import TAKES_LONG
+from jobs import BOTH_MPIS, TAKES_LONG
 
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 LARS = ("--config.optimizer.name=lars", "--config.optimizer.nesterov=False")
@@ -29,6 +29,7 @@ def digits(jobs):
     return jobs.train(2, "digits", "--config.allreduce.colors=2", quickly=False)
 
 
+@BOTH_MPIS
 def test_the_default_config_trains_to_98_percent(jobs, digits):
     lines = jobs.metrics("digits")
     summary = lines[-1]
@@ -51,6 +52,7 @@ def test_metrics_have_their_names(jobs):
     assert list((jobs.folder / "digits" / "tensorboard").iterdir())
 
 
+@BOTH_MPIS
 def test_a_person_sees_the_run(digits):
     for words in [
         "2 ranks",
@@ -138,12 +140,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments,
     assert steps == sorted(set(steps))
 
 
-def test_images_held_as_files_train_to_the_same_bits(jobs):
-    for storage in ("pixels", "encoded"):
-        jobs.train(2, storage, *SHORT, f"--config.data.storage={storage}")
-    assert jobs.saved("encoded", 45) == jobs.saved("pixels", 45)
-
-
 OFTEN = (
     *SHORT,
     "--config.checkpoint.every_epochs=0.25",
@@ -159,6 +155,11 @@ def undisturbed(jobs):
     return jobs.saved("undisturbed", 45)
 
 
+def test_images_held_as_files_train_to_the_same_bits(jobs, undisturbed):
+    jobs.train(2, "encoded", *OFTEN, "--config.data.storage=encoded")
+    assert jobs.saved("encoded", 45) == undisturbed
+
+
 def test_a_run_goes_on_from_the_save_before_a_damaged_one(jobs, undisturbed):
     jobs.train(2, "damaged", *OFTEN, "--stop_at_step=30")
     newest = jobs.folder / "damaged" / "checkpoints" / "30"
@@ -170,6 +171,7 @@ def test_a_run_goes_on_from_the_save_before_a_damaged_one(jobs, undisturbed):
     assert jobs.saved("damaged", 45) == undisturbed
 
 
+@BOTH_MPIS
 def test_a_killed_run_goes_on_to_the_same_bits(jobs, undisturbed):
     command = ("-m", "jaxdp.train", *OFTEN, f"--workdir={jobs.folder / 'killed'}")
     for past_step in (8, 25):
@@ -219,12 +221,19 @@ def test_a_mistake_is_one_clear_message(jobs, argument):
 
 
 # Rank 0 alone saves.
-FAILURES = [("step", 2), ("feed", 0), ("exit", 0), ("exit", 2), ("save", 0)]
-BY_MPI4JAX = [(*failure, "mpi4jax") for failure in FAILURES]
-BY_XLA = [("step", 2, "xla"), ("exit", 0, "xla")]
+FAILURES = [
+    ("feed", 0, "native"),
+    ("exit", 0, "native"),
+    ("save", 0, "native"),
+    pytest.param("step", 2, "native", marks=BOTH_MPIS),
+    pytest.param("step", 2, "mpi4jax", marks=BOTH_MPIS),
+    ("exit", 2, "mpi4jax"),
+    ("step", 2, "xla"),
+    ("exit", 0, "xla"),
+]
 
 
-@pytest.mark.parametrize(("where", "rank", "engine"), BY_MPI4JAX + BY_XLA)
+@pytest.mark.parametrize(("where", "rank", "engine"), FAILURES)
 def test_a_rank_that_fails_ends_the_job(jobs, where, rank, engine):
     workdir = jobs.folder / f"fails-{where}-{rank}-{engine}"
     arguments = ["--config.epochs=12.0", f"--config.allreduce.engine={engine}", f"--workdir={workdir}"]
@@ -427,6 +436,7 @@ def by_xla(jobs):
     return jobs.train(2, "xla", *XLA, devices=2)
 
 
+@BOTH_MPIS
 def test_xla_trains_as_mpi4jax_does(jobs, by_xla):
     assert "by XLA (gloo)" in by_xla.out
     jobs.train(2, "xla_rival", *SHORT, devices=2)

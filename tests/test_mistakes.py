@@ -27,7 +27,11 @@ MISTAKES = {
     # Config files.
     TRAIN + "--config=FILES/syntax.py": ("cannot be run", "syntax.py", "SyntaxError"),
     TRAIN + "--config=FILES/number.py": ("must return an ml_collections.ConfigDict", "number.py", "from get_config()"),
-    TRAIN + "--config=FILES/seed.py": ("is missing", "config.init_from", "set it, or start from a config that has it"),
+    TRAIN + "--config=FILES/seed.py": (
+        "is missing",
+        "config.deterministic",
+        "set it, or start from a config that has it",
+    ),
     # Settings by themselves.
     TRAIN + "--config.epochs=0": ("a number above 0", "not 0", "config.epochs"),
     TRAIN + "--config.epochs=nan": ("a number above 0", "not nan", "config.epochs"),
@@ -93,6 +97,11 @@ MISTAKES = {
     TRAIN + "--config.init_from=nosuch": ("no run in nosuch", "nosuch", "choose another folder"),
     TRAIN + "--config.init_from=FILES/torn.npz": ("init_from", "FILES/torn.npz", "cannot be read"),
     TRAIN + "--config.init_from=FILES/other.npz": ("does not fit the model", "missing there", "name what is to keep"),
+    TRAIN + "--config.init_from=RUN --config.model.width=16": (
+        "does not fit the model",
+        "conv1.bias is 48 there, and 16 here",
+        "name what is to keep",
+    ),
     TRAIN + "--config.init_from=RUN --config.init_skip=('tail',)": ("has no array", "'tail'", "leave it out"),
     "evaluate": ("which run to evaluate", "not said", "as --workdir=runs/digits"),
     "evaluate --workdir=NEW": ("there is no run in", "NEW", "choose another folder"),

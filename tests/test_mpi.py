@@ -1,8 +1,9 @@
 """Runs tests/mpi under mpirun, where every rank runs every test."""
 
 import pytest
+from jobs import BOTH_MPIS
 
-WORLDS = [2, 3, 4]
+WORLDS = [pytest.param(2, marks=BOTH_MPIS), 3, 4]
 
 
 @pytest.mark.parametrize("ranks", WORLDS)

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from jobs import BOTH_MPIS, is_open_mpi
 
 from jaxdp.data.feed import Gate
 from jaxdp.preemption import REQUEUE
@@ -48,11 +49,13 @@ def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whol
     assert [line["step"] for line in jobs.metrics(workdir) if "loss" in line] == list(range(1, 181))
 
 
+@BOTH_MPIS
 def test_exchanges_that_are_under_way_end_together(jobs):
-    """Asked by a signal to mpirun, which all ranks get."""
-    code, _, err = stopped(jobs, "preempted-partitions", *PARTITIONS, number=signal.SIGTERM)
+    """Asked by a signal to mpirun, which all ranks get; Open MPI's takes SIGTERM as an order to end them itself."""
+    number = signal.SIGUSR1 if is_open_mpi() else signal.SIGTERM
+    code, _, err = stopped(jobs, "preempted-partitions", *PARTITIONS, number=number)
     assert code == REQUEUE, err
-    assert err.count("SIGTERM on rank 0 of 3: the job saves after this step or the next one, and ends") == 1
+    assert err.count(f"{number.name} on rank 0 of 3: the job saves after this step or the next one, and ends") == 1
 
 
 def test_before_the_first_step_a_job_ends_at_once(jobs):

@@ -41,8 +41,9 @@ def test_a_rank_that_is_late_has_its_stacks_written(jobs):
     assert ended.code != 0
     alarm = ended.err[ended.err.index(f"jaxdp: error: nothing has moved for {SECONDS} s, the job ends:") :]
     assert re.search(rf"  rank 1 on {HOST}: \d+ s in compute, step 11\n", alarm)
-    assert re.search(r"  2 ranks, from rank 0 on: \d+ s in allreduce, step 11\n", alarm)
-    assert f"rank 1 on {HOST}:\n" in alarm
+    # One of them may have begun the next step, which waits for this one.
+    assert re.search(r"  (2 ranks, from rank 0 on|rank 0 on .*): \d+ s in allreduce, step 1[12]\n", alarm)
+    assert re.findall(r"^rank (\d) on .*:$", alarm, re.MULTILINE) == ["1"]
     assert "in instead\n" in alarm
 
 

@@ -65,7 +65,7 @@ class Engine:
           comm: a communicator for it alone, on which errors are returned from now on.
         """
         self._comm = comm
-        self._library = native.library()
+        self._library = _library()
         self._engine = self._library.jaxdp_open(comm.py2f())
         # Before MPI is closed, which mpi4py does later: a thread that polls it then would crash.
         atexit.register(self.stop)
@@ -286,11 +286,17 @@ def _pass(array: jax.Array, *others: jax.Array, token: bool = False) -> list[jax
     return list(jax.ffi.ffi_call(_PASS, results, input_output_aliases={0: 0})(array, *others))
 
 
+def _library() -> ctypes.CDLL:
+    from mpi4py import MPI
+
+    return native.engine(MPI.get_vendor()[0])
+
+
 @functools.cache
 def _register() -> None:
     import jax
 
-    library = native.library()
+    library = _library()
     for name, handler in [(_TARGET, library.jaxdp_xla_allreduce), (_PASS, library.jaxdp_xla_pass)]:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
 

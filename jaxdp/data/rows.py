@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from jaxdp.native import library
+from jaxdp import native
 
 # Of memory that XLA's CPU devices use as it is.
 _ALIGNMENT = 64
@@ -27,7 +27,7 @@ def copy_rows(source: np.ndarray, rows: np.ndarray, target: np.ndarray, places: 
     assert all(array.dtype == np.uint8 and array.flags.c_contiguous for array in (source, target))
     rows, places = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(places, np.int64)
     assert len(rows) == len(places)
-    outside = library().jaxdp_copy_rows(
+    outside = native.rows().jaxdp_copy_rows(
         *(source.ctypes.data, len(source), rows.ctypes.data),
         *(target.ctypes.data, len(target), places.ctypes.data),
         *(len(rows), row_bytes, threads),

@@ -1,7 +1,7 @@
 """C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and rows.
 
 `engine.h` says what the engine does, `doors.cc` holds the functions of it that this module calls; `rows.cc` copies rows
-of images.
+of images, and needs no MPI.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+from typing import Any
 
 import numpy as np
 from numpy.ctypeslib import ndpointer
 
 _TABLE = ndpointer(np.int64, flags="C_CONTIGUOUS")
-_SIGNATURES = {
+_ENGINE: dict[str, tuple[Any, list[Any]]] = {
     "jaxdp_open": (ctypes.c_void_p, [ctypes.c_int]),
     "jaxdp_serve_programs": (None, [ctypes.c_void_p]),
     "jaxdp_stop": (None, [ctypes.c_void_p]),
@@ -34,6 +35,8 @@ _SIGNATURES = {
     ),
     "jaxdp_events": (ctypes.c_int64, [ctypes.c_void_p, _TABLE, ctypes.c_int64, ctypes.c_int64]),
     "jaxdp_counts": (None, [ctypes.c_void_p, _TABLE]),
+}
+_ROWS: dict[str, tuple[Any, list[Any]]] = {
     "jaxdp_copy_rows": (
         ctypes.c_int,
         [
@@ -46,17 +49,34 @@ _SIGNATURES = {
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """The compiled library, its functions with their types.
+def engine(mpi: str) -> ctypes.CDLL:
+    """The compiled engine, its functions with their types.
+
+    Args:
+      mpi: name of the MPI library that is open, as `mpi4py.MPI.get_vendor` has it.
 
     Raises:
-      ValueError: it has not been built.
+      ValueError: it has not been built for this MPI.
     """
-    found = importlib.util.find_spec("jaxdp.native._engine")
+    return _load("_engine_openmpi" if mpi == "Open MPI" else "_engine_mpich", _ENGINE, f" with {mpi}'s mpicc")
+
+
+@functools.cache
+def rows() -> ctypes.CDLL:
+    """The compiled copies of rows.
+
+    Raises:
+      ValueError: they have not been built.
+    """
+    return _load("_rows", _ROWS, "")
+
+
+def _load(name: str, functions: dict[str, tuple[Any, list[Any]]], by: str) -> ctypes.CDLL:
+    found = importlib.util.find_spec(f"jaxdp.native.{name}")
     if found is None or found.origin is None:
-        raise ValueError("the native part of jaxdp is not built: run ./launch/setup (or pip install .)")
+        raise ValueError(f"the native part of jaxdp is not built{by}: run ./launch/setup (or pip install .)")
     loaded = ctypes.CDLL(found.origin)
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(loaded, name)
+    for function_name, (result, arguments) in functions.items():
+        function = getattr(loaded, function_name)
         function.restype, function.argtypes = result, arguments
     return loaded

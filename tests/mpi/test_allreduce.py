@@ -47,8 +47,7 @@ def random_schedule(size, seed):
     return Schedule.from_rounds(size, 2, rounds)
 
 
-@pytest.mark.parametrize("num_segments", [1, 3])
-@pytest.mark.parametrize("num_elements", [1, 7, 10_003])
+@pytest.mark.parametrize(("num_elements", "num_segments"), [(1, 3), (7, 1), (10_003, 3)])
 def test_every_algorithm_gives_the_bits_of_the_oracle(world, num_elements, num_segments):
     values = payloads(world.size, num_elements, np.float32)
     for schedule in schedules(world.size):
@@ -68,7 +67,8 @@ def test_mpi4py_runs_the_same_program(world, num_elements):
 @pytest.mark.parametrize("wire", [jnp.bfloat16, jnp.float16])
 def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, wire):
     values = payloads(world.size, 1_003, np.float32)
-    for schedule in schedules(world.size):
+    # The same of all, but for the type.
+    for schedule in list(schedules(world.size))[:: 1 if wire == jnp.bfloat16 else 4]:
         expected = run_numpy.allreduce(schedule, values, on_wire=lambda x: x.astype(wire).astype(x.dtype))
         assert all(replica.tobytes() == expected[0].tobytes() for replica in expected)
         np.testing.assert_array_equal(run(world, schedule, values, num_segments=2, wire=wire), expected[world.rank])

@@ -1,0 +1,13 @@
+import pytest
+
+from jaxdp import native
+
+
+def test_an_engine_that_is_not_built_for_this_mpi_is_missed(monkeypatch):
+    looked_for = []
+    monkeypatch.setattr(native.importlib.util, "find_spec", looked_for.append)
+    for mpi in ("Open MPI", "MPICH", "Intel MPI"):
+        native.engine.cache_clear()
+        with pytest.raises(ValueError, match=f"the native part of jaxdp is not built with {mpi}'s mpicc: run ./launch"):
+            native.engine(mpi)
+    assert [name.split("_")[-1] for name in looked_for] == ["openmpi", "mpich", "mpich"]
