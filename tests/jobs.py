@@ -39,12 +39,12 @@ class Jobs:
 
     folder: pathlib.Path
 
-    def environment(self, *, devices: int = 1, quickly: bool = True) -> dict[str, str]:
-        """With so many CPU devices a rank; compiled quickly, or as a user's jobs are."""
+    def environment(self, *, devices: int = 1) -> dict[str, str]:
+        """With so many CPU devices a rank."""
         environment = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
         environment["TFDS_DATA_DIR"] = str(self.folder / "data")
         environment["JAXDP_CACHE_DIR"] = str(self.folder / "cache")
-        flags = [COMPILE_QUICKLY] * quickly
+        flags = [COMPILE_QUICKLY]
         if devices > 1:
             flags.append(f"--xla_force_host_platform_device_count={devices}")
         return environment | {"XLA_FLAGS": " ".join(flags)}
@@ -83,9 +83,10 @@ class Jobs:
     def metrics(self, workdir: str) -> list[dict]:
         return [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
 
-    def wait_for_step(self, workdir: str, step: int) -> None:
+    def wait_for_step(self, workdir: str, step: int, *, seconds: float = 60) -> None:
         """Until the metrics of a job that is running have a line of this step or a later one."""
-        for _ in range(600):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             try:
                 if any(line["step"] >= step for line in self.metrics(workdir)):
                     return

@@ -83,5 +83,5 @@ def test_a_run_begins_with_the_weights_of_another(jobs, trained):
         f"--config.init_from={trained / 'checkpoints' / str(evaluated['step'])}",
         "--config.init_skip=('head',)",
     ]
-    jobs.train(2, "begun-but-the-head", *SHORT, *saved, "--config.log_every_steps=1", "--stop_at_step=1")
+    jobs.train(0, "begun-but-the-head", *SHORT, *saved, "--config.log_every_steps=1", "--stop_at_step=1")
     assert jobs.metrics("begun-but-the-head")[0]["loss"] > 1.5

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxdp.bench.allreduce import Row
     from jaxdp.bench.step import Row as StepRow
     from jaxdp.bench.trace import Span
+    from jaxdp.bench.weak import Row as WeakRow
 
 _MOST_LABELS = 40
 
@@ -59,6 +60,28 @@ def scaling(
         axes.legend(fontsize="small")
 
     save_figure(draw, path, size=(8, 6))
+
+
+def weak(rows: Sequence[WeakRow], path: pathlib.Path, *, title: str) -> None:
+    """Efficiency and images a second over the number of hosts, a line a framework; efficiency with its range."""
+
+    def draw(panels: Any) -> None:
+        for framework in dict.fromkeys(row.framework for row in rows):
+            mine = [row for row in rows if row.framework == framework]
+            hosts, efficiency = [row.hosts for row in mine], [row.efficiency for row in mine]
+            below = [row.efficiency - min(row.efficiencies) for row in mine]
+            above = [max(row.efficiencies) - row.efficiency for row in mine]
+            panels[0].errorbar(hosts, efficiency, yerr=[below, above], marker="o", capsize=3, label=framework)
+            panels[1].plot(hosts, [row.images_per_second for row in mine], "o-", label=framework)
+        panels[0].set(ylabel="efficiency: time of a step alone over that together", ylim=(0, 1.05))
+        panels[1].set(ylabel="images/s of all hosts", ylim=(0, None))
+        for axes in panels:
+            axes.set(xlabel="hosts", xticks=sorted({row.hosts for row in rows}))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+        panels[0].figure.suptitle(title)
+
+    save_figure(draw, path, size=(10, 4.5), ncols=2)
 
 
 def trees(choice: Choice, schedule: Schedule, parents: np.ndarray, path: pathlib.Path, *, most: int) -> None:

@@ -67,6 +67,7 @@ class Parts(NamedTuple):
     Attributes:
       programs: by name; each returns what it computes, perhaps before that is there.
       step_on: the step on another batch than its own; its metrics.
+      num_parameters: of the model.
       bucket_bytes: of each bucket of the step.
       flops: of forward and backward on a batch, two a multiply-add.
       engine: that runs it.
@@ -74,6 +75,7 @@ class Parts(NamedTuple):
 
     programs: dict[str, Callable[[], Any]]
     step_on: Callable[[Batch], Any]
+    num_parameters: int
     bucket_bytes: list[int]
     flops: float
     engine: Engine
@@ -182,7 +184,14 @@ def make_parts(setting: Setting, world: World) -> Parts:
         "step": lambda: going_on("step", step, placed),
     }
     analysis: Any = jax.jit(functools.partial(forward_backward, task)).lower(*mine).cost_analysis()
-    return Parts(programs, lambda images: going_on("step", step, images)[1], layout.sizes, analysis["flops"], engine)
+    return Parts(
+        programs=programs,
+        step_on=lambda images: going_on("step", step, images)[1],
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+        bucket_bytes=layout.sizes,
+        flops=analysis["flops"],
+        engine=engine,
+    )
 
 
 def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:

@@ -6,6 +6,7 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
+from jobs import TAKES_LONG
 
 from jaxdp.bench import plots, scaling, schedule
 from jaxdp.bench.peers import running_steps
@@ -164,7 +165,7 @@ runpy.run_module("jaxdp.bench", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize(("engine", "devices"), [("native", 2), ("xla", 1)])
+@pytest.mark.parametrize(("engine", "devices"), [("native", 2), pytest.param("xla", 1, marks=TAKES_LONG)])
 def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
     words = ["--model=cnn", "--image_size=8", "--batch=4", "--repeat=3", "--bucket=100K", f"--engine={engine}"]
     if engine == "native":
@@ -252,6 +253,7 @@ def test_peers_that_cannot_be_measured_are_refused(jobs, ranks, python, message)
     assert "Traceback" not in ended.err
 
 
+@TAKES_LONG
 def test_loading_a_data_set_is_timed_beside_reading_its_files(jobs, tmp_path):
     jobs.train(1, "for-load", "--stop_at_step=1")
     words = ["--sizes=8", "--batch=4", "--bytes=100K", "--repeat=1", "--steps=8", "--load=digits"]

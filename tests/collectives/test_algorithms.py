@@ -10,7 +10,7 @@ from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER, hierarchical,
 from jaxdp.collectives.cost import counts
 from jaxdp.collectives.verify import verify
 
-SAMPLED = [100, 127, 256, 500]
+SAMPLED = [100, 127, 256]
 
 
 def settings(name, num_ranks):

@@ -1,5 +1,6 @@
 """Several hosts on this machine, where it lets us make them."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -26,6 +27,23 @@ def three_hosts():
         yield
     finally:
         netcluster("down")
+
+
+def test_weak_scaling_is_measured(jobs, tmp_path):
+    """The first one here, as it makes hosts of its own."""
+    if reason := why_no_hosts():
+        pytest.skip(reason)
+    words = ["--hosts=2", "--model=cnn", "--image_size=8", "--batch=2", "--rounds=2", "--steps=1"]
+    files = [f"--json={tmp_path / 'rows.json'}", f"--plot={tmp_path / 'plot.png'}"]
+    ended = jobs.run(0, "-m", "jaxdp.bench", "weak", *words, *files)
+    assert ended.code == 0, ended.err
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["framework"] for row in rows] == ["native", "xla"]
+    for row in rows:
+        assert row["hosts"] == 2
+        assert 0 < row["transfer_s"] < row["together_s"]
+        assert len(row["efficiencies"]) == 2
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("three_hosts")

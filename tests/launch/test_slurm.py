@@ -96,7 +96,8 @@ def test_a_job_that_is_preempted_goes_back_into_the_queue_and_on_to_the_same_bit
     workdir, log = jobs.folder / "by-slurm", slurm / "job.log"
     command = ["sbatch", "--parsable", f"--output={log}", "launch/slurm.sbatch", *LONG, f"--workdir={workdir}"]
     job = subprocess.check_output(command, cwd=ROOT, env=os.environ | jobs.environment(), text=True).strip()
-    jobs.wait_for_step("by-slurm", 20)
+    # Slurm takes its time to begin, too.
+    jobs.wait_for_step("by-slurm", 20, seconds=180)
     # As Slurm does it before the time is over: to the ranks, not to the script.
     subprocess.run(["scancel", "--signal=USR1", job], check=True)
     wait_until(lambda: state(job) == "PENDING")

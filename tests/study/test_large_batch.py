@@ -103,6 +103,7 @@ def test_differences_are_taken_fold_by_fold():
     assert "| 512 | rate unchanged | 87.00 | 37.00 |" in text
 
 
+@TAKES_LONG
 def test_a_run_of_the_study_is_one_of_the_trainer(jobs):
     """The same steps: all of its 1,437 examples trained on, the same test split evaluated."""
     from jaxdp.data.catalog import open_source

@@ -1,0 +1,61 @@
+"""One rank of a job of ours that `jaxdp.bench weak` measures: see there."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jaxdp import compat, parse
+from jaxdp import world as world_module
+from jaxdp.bench.step_parts import Setting, make_parts
+from jaxdp.bench.turns import Turns
+from jaxdp.config import ENGINES
+from jaxdp.world import World
+
+
+def serve(world: World) -> None:
+    """On every rank."""
+    parser = parse.Parser("jaxdp.bench.weak_member", allow_abbrev=False)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--engine", choices=ENGINES, required=True)
+    for name in ("model", "batch", "image_size", "steps"):
+        parser.add_argument(f"--{name}", type=str if name == "model" else parse.number, required=True)
+    arguments = parser.parse_args()
+    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    compat.use_compilation_cache(rank=world.rank, size=world.size)
+    import jax
+
+    setting = Setting(arguments.engine, arguments.model, arguments.image_size, arguments.batch)
+    parts = make_parts(setting, world)
+
+    def measured(program: Callable[[], Any]) -> float:
+        world.barrier()
+        begin = time.perf_counter()
+        for _ in range(arguments.steps):
+            done = program()
+        jax.block_until_ready(done)
+        return (time.perf_counter() - begin) / arguments.steps
+
+    Turns(arguments.folder).serve(
+        world.rank,
+        {
+            "parameters": lambda: parts.num_parameters,
+            "alone": functools.partial(measured, parts.programs["plain"]),
+            "together": functools.partial(measured, parts.programs["step"]),
+        },
+    )
+
+
+def main() -> None:
+    # A core of its own, as far as there are, before anything counts those that there are.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PMI_RANK"]) % len(cores)]})
+    world_module.run(serve)
+
+
+if __name__ == "__main__":
+    main()
