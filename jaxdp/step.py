@@ -197,23 +197,30 @@ def apply_gradients(
       of the first leaf of {"gradient", "stats"} that is not finite, -1 if all are, and, where they are due, "norms",
       see `layer_norms`.
     """
-    updates, opt_state = optimizer.update(reduced["gradient"], state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.average
-    if task.average_decay is not None:
-        # The first means are of few parameters: they would remember the very first ones for long.
-        decay = jnp.minimum(task.average_decay, (1 + state.step) / (10 + state.step))
-        average = jax.tree.map(lambda mean, now: decay * mean + (1 - decay) * now, average, params)
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for _, leaf in checked_leaves(reduced)])
-    is_good = jnp.all(finite)
     step, skipped = state.step + 1, state.skipped + 1
-    new = TrainState(step, params, reduced["stats"], opt_state, average, jnp.zeros_like(skipped))
-    old = TrainState(step, state.params, state.stats, state.opt_state, state.average, skipped)
-    after = jax.tree.map(lambda good, bad: jnp.where(is_good, good, bad), new, old)
+
+    def updated() -> TrainState:
+        updates, opt_state = optimizer.update(reduced["gradient"], state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if task.average_decay is not None:
+            # The first means are of few parameters: they would remember the very first ones for long.
+            decay = jnp.minimum(task.average_decay, (1 + state.step) / (10 + state.step))
+            average = jax.tree.map(lambda mean, now: decay * mean + (1 - decay) * now, average, params)
+        return TrainState(step, params, reduced["stats"], opt_state, average, jnp.zeros_like(skipped))
+
+    def kept() -> TrainState:
+        return TrainState(step, state.params, state.stats, state.opt_state, state.average, skipped)
+
+    # The largest of an array is NaN if one of it is, and twice as fast to find on a CPU as whether all are finite.
+    finite = jnp.stack([jnp.isfinite(jnp.max(jnp.abs(leaf), initial=0)) for _, leaf in checked_leaves(reduced)])
+    is_good = jnp.all(finite)
+    # A choice between the two, value by value, would take a CPU several times as long as the update.
+    after = jax.lax.cond(is_good, updated, kept)
     culprit = jnp.where(is_good, -1, jnp.argmin(finite))
     metrics = reduced["metrics"] | {"skipped": after.skipped, "culprit": culprit}
     if task.norms_every is not None:
-        norms = functools.partial(layer_norms, state.params, reduced["gradient"], opt_state)
+        norms = functools.partial(layer_norms, state.params, reduced["gradient"], after.opt_state)
         like = jax.eval_shape(norms)
         metrics["norms"] = jax.lax.cond(
             step % task.norms_every == 0,
