@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import re
 import signal
@@ -31,6 +32,7 @@ from jaxdp.workdir import CHECKPOINTS
 from jaxdp.world import INTERNAL_ERROR, USER_ERROR
 
 _LINE = re.compile(r"(?P<host>[^\s:#]+)(?:\s+slots\s*=\s*|:|\s+)?(?P<ranks>\d+)?\s*(?:#.*)?")
+_EXPORTED = ("TFDS_DATA_DIR", "JAXDP_CACHE_DIR", "XLA_FLAGS")
 _POLL_S = 0.5
 _PROBE_S = 10.0
 _LONGEST_BACK_OFF_S = 300.0
@@ -91,9 +93,11 @@ def start_command(hosts: Mapping[str, int], *, launcher: Sequence[str], shell: s
     of_hosts, ranks = ",".join(f"{host}:{count}" for host, count in hosts.items()), str(sum(hosts.values()))
     if is_hydra:
         return [*launcher, "-launcher", "ssh", "-launcher-exec", shell, "-hosts", of_hosts, "-n", ranks]
-    # Version 5 of Open MPI has another name for it, and is told both.
-    by_shell = ["--mca", "plm_rsh_agent", shell, "--prtemca", "plm_ssh_agent", shell]
-    return [*launcher, *by_shell, "--host", of_hosts, "-n", ranks]
+    # Version 5 of Open MPI has another name for the shell; either takes variables to other hosts only if it is told to.
+    by_shell = ["env", f"OMPI_MCA_plm_rsh_agent={shell}", f"PRTE_MCA_plm_ssh_agent={shell}"]
+    exports = [word for name in _EXPORTED if name in os.environ for word in ("-x", name)]
+    # Where ranks may outnumber cores (launch/environment.sh) version 5 would start them all on the first host.
+    return [*by_shell, *launcher, *exports, "--map-by", "slot", "--host", of_hosts, "-n", ranks]
 
 
 class Supervisor:

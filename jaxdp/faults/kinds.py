@@ -162,8 +162,12 @@ def why_no_mount() -> str | None:
     return None if os.geteuid() == 0 else "mounting a small disk needs root"
 
 
-def why_no_hosts() -> str | None:
-    """Why `launch/netcluster` cannot make hosts on this machine; None if it can."""
+def why_no_hosts(*, by_hydra: bool = True) -> str | None:
+    """Why `launch/netcluster` cannot make hosts on this machine, or not start ranks on them; None if it can.
+
+    Args:
+      by_hydra: whether it is to start ranks, for which it needs MPICH's launcher.
+    """
     if not NETCLUSTER.exists():
         return f"{NETCLUSTER} is not there: start in a checkout of jaxdp"
     if os.geteuid() != 0:
@@ -171,7 +175,7 @@ def why_no_hosts() -> str | None:
     for tool in ("ip", "tc", "unshare"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
-    if b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
+    if by_hydra and b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
         return "the MPI here is not an MPICH with hydra"
     made = subprocess.run(["ip", "netns", "add", "jaxdp-probe"], capture_output=True, text=True, check=False)
     if made.returncode:
