@@ -1,6 +1,9 @@
 // Allreduces that progress on a thread of their own: any number at once, each by the moves of a schedule.
 #pragma once
 
+// Not the C++ of MPI-2, which older libraries still declare but no longer bring along.
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
 #include <mpi.h>
 
 #include <condition_variable>

@@ -1,6 +1,5 @@
 // Many allreduces at once, started in another order on each rank, from several threads, over and over; for sanitizers.
 // A ring, a star and MPI's own, whole numbers so that every order of additions gives the same sums. Run under mpirun.
-#include <mpi.h>
 
 #include <algorithm>
 #include <atomic>
