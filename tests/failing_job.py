@@ -93,7 +93,7 @@ def work(arguments, world):
             local.LocalEngine.train_step = lambda *args, **kwargs: delayed(make_step(*args, **kwargs), *wait)
         elif WHERE == "late":
             make_step = local.LocalEngine.train_step
-            local.LocalEngine.train_step = lambda *args, **kwargs: late(make_step(*args, **kwargs), 0.1)
+            local.LocalEngine.train_step = lambda *args, **kwargs: late(make_step(*args, **kwargs), 0.25)
         elif WHERE == "code":
             preflight._code = lambda _: "0123456789ab"
         elif WHERE == "cpu":
