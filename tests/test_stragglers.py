@@ -53,6 +53,7 @@ def test_a_rank_that_is_always_late_is_named(jobs):
     assert [line["step"] for line in lines] == [10, 20, 25]
     for line in lines:
         assert line["slowest_rank"] == 1
-        # It is held up for 0.25 s a step.
-        assert line["ranks"]["late_p50"][1] > 0.05 > max(line["ranks"]["late_p50"][0], line["ranks"]["late_p50"][2])
+        # It is held up for 0.25 s a step; others may be late too on a busy machine.
+        late = line["ranks"]["late_p50"]
+        assert late[1] > max(0.05, 2 * late[0], 2 * late[2])
         assert all(len(values) == 3 for values in line["ranks"].values())
