@@ -30,6 +30,8 @@ _LAUNCHERS = ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun")
 _DUMP, _ACKNOWLEDGED = b"dump", b"ok"
 # For stacks to be written, for ranks to end one after the other if rank 0 is gone, and for the launcher to notice.
 _GRACE_S = 2.0
+# Open MPI's launcher takes longer: ranks that do not heed its SIGTERM get SIGKILL some seconds later.
+_OPEN_MPI_GRACE_S = 10.0
 
 
 @dataclasses.dataclass
@@ -90,6 +92,7 @@ class Watchdog:
         # Rank 0 may have several addresses; each rank takes the one that answers. The token tells this job from others.
         self._roots, self._token = world.bcast(([(address, port) for address in addresses()], secrets.token_hex(8)))
         self._silent_after = 5 * self._every
+        self._launcher_grace = _OPEN_MPI_GRACE_S if world.library.startswith("Open MPI") else _GRACE_S
         self._heard_of_root: float | None = None
         self._awake = now
         self._is_over = threading.Event()
@@ -147,7 +150,7 @@ class Watchdog:
             elif self._seen[rank].address is not None:
                 self._send(_DUMP, self._seen[rank].address)
         time.sleep(_GRACE_S)
-        _exit()
+        _exit(self._launcher_grace)
 
     def _report(self) -> None:
         """Other ranks: report, and end the job if rank 0 is gone."""
@@ -169,7 +172,7 @@ class Watchdog:
                 what = f"rank 0 on {self._seen[0].host} has been silent for {self._seconds:g} s, the job ends"
                 where = f"rank {self._world.rank} of {self._world.size} on {self._world.host}"
                 print(f"jaxdp: error: {what} ({where})", file=sys.stderr, flush=True)
-                _exit()
+                _exit(self._launcher_grace)
 
     def _receive(self, seconds: float) -> Iterator[tuple[bytes, Any]]:
         self._socket.settimeout(max(0.001, seconds))
@@ -182,21 +185,21 @@ class Watchdog:
             self._socket.sendto(data, address)
 
 
-def _exit() -> NoReturn:
+def _exit(launcher_grace: float) -> NoReturn:
     """Ends this process, whose launcher ends the job; and the launcher, should it wait for a host that is gone."""
     # Some clusters hide the processes of others, a job's launcher among them.
     with contextlib.suppress(OSError):
-        _end_launcher()
+        _end_launcher(launcher_grace)
     os._exit(INTERNAL_ERROR)
 
 
-def _end_launcher() -> None:
-    """Later, once it has had the time to end by itself."""
+def _end_launcher(grace: float) -> None:
+    """Once it has had so many seconds to end by itself."""
     pid = launcher(os.getpid())
     if pid is not None:
         name = pathlib.Path("/proc", str(pid), "comm")
         command = 'sleep "$3"; if [ "$(cat "$1")" = "$2" ]; then kill -9 "$4"; fi'
-        words = [str(name), name.read_text().strip(), str(_GRACE_S), str(pid)]
+        words = [str(name), name.read_text().strip(), str(grace), str(pid)]
         # With streams of the launcher in a child's hands nobody would see the end of them.
         nowhere = subprocess.DEVNULL
         subprocess.Popen(

@@ -57,7 +57,7 @@ def test_slow_compilers_are_no_alarm(jobs):
 
 def test_a_job_whose_launcher_cannot_be_seen_ends_all_the_same(jobs):
     """As where the system hides the processes of others."""
-    hidden = "from jaxdp import watchdog; watchdog.launcher = lambda pid: open('/proc/0/stat'); watchdog._exit()"
+    hidden = "from jaxdp import watchdog; watchdog.launcher = lambda pid: open('/proc/0/stat'); watchdog._exit(2.0)"
     ended = jobs.run(0, "-c", hidden)
     assert (ended.code, ended.err) == (1, "")
 

@@ -11,16 +11,17 @@ import os
 import pathlib
 import sys
 import time
-
-import torch
-import torchvision
-from turns import Turns
+from typing import Any
 
 RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 PORT = 29_400
 
 
 def main() -> None:
+    import torch
+    import torchvision
+    from turns import Turns
+
     folder, rank, ranks, address = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     model, batch, image_size, steps = sys.argv[5], *map(int, sys.argv[6:9])
     # A core of its own, as far as there are.
@@ -33,13 +34,13 @@ def main() -> None:
     images = torch.rand(batch, 3, image_size, image_size).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch,))
 
-    def network() -> torch.nn.Module:
+    def network() -> Any:
         made = getattr(torchvision.models, model)(weights=None, num_classes=10)
         made.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         made.maxpool = torch.nn.Identity()
         return made.to(memory_format=torch.channels_last).train()
 
-    def measured(trained: torch.nn.Module) -> float:
+    def measured(trained: Any) -> float:
         optimizer = optimizers[trained]
         torch.distributed.barrier()
         begin = time.perf_counter()

@@ -80,7 +80,7 @@ def test_an_unknown_benchmark_is_one_message(jobs):
     ended = jobs.run(0, "-m", "jaxdp.bench", "speed")
     assert (ended.code, ended.out) == (2, "")
     assert ended.err == (
-        "jaxdp: error: there is no benchmark 'speed': known are allreduce, step, input, schedule, scaling\n"
+        "jaxdp: error: there is no benchmark 'speed': known are allreduce, step, input, schedule, scaling, weak\n"
     )
 
 
