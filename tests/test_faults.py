@@ -59,7 +59,7 @@ def test_a_mistake_is_one_message(jobs, words, message):
 
 
 def test_growth_is_told_from_noise():
-    """Files may not grow at all, memory and threads by 2 %."""
+    """Files and threads may not grow at all, memory by 2 %."""
     steps = list(range(0, 1000, 10))
     flat = [
         (step, {0: Use(300 + step % 3, 20, 10), 1: Use(300 + 0.02 * step, 20, 10 + (step > 900))}) for step in steps
