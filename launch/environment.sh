@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: the environment of launch/setup on the PATH, and the settings that let ranks share one machine.
+# Sourced by the scripts beside it: the environment of launch/setup on the PATH, and the settings that let ranks share
+# one machine.
 
 export PATH="$PWD/.venv${JAXDP_MPI:+-$JAXDP_MPI}/bin:$PATH"
 # Open MPI: ranks of one machine may outnumber its cores and are not bound to one each, and root may start them.

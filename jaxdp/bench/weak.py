@@ -1,9 +1,9 @@
 """Weak scaling over hosts of `launch/netcluster`: a batch a host, on 1, 2, 4 of them, with our engines and torch's DDP.
 
 All hosts share the cores of one machine. So each rank has one core to use, efficiency is told against the same hosts,
-at the same time, each training for itself: the time of such a step over that of a step together. What is lost is what
-communication costs, and nothing else. Jobs of all frameworks are there at once and take turns, step by step; those that
-wait sleep.
+at the same time, each training for itself in a loop written by hand: the time of such a step over that of a step
+together. What is lost is what communication and the framework cost. Jobs of all frameworks are there at once and take
+turns, some steps at a time; those that wait sleep.
 
 Needs what `launch/netcluster` needs. --python=.venv-peers/bin/python (made by launch/peers) is for torch.
 """

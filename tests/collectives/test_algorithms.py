@@ -4,13 +4,14 @@ import collections
 
 import numpy as np
 import pytest
+from jobs import TAKES_LONG
 
 from jaxdp.collectives import run_numpy
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER, hierarchical, multicolor
 from jaxdp.collectives.cost import counts
 from jaxdp.collectives.verify import verify
 
-SAMPLED = [100, 127, 256]
+SAMPLED = [100, 127, 256, pytest.param(500, marks=TAKES_LONG)]
 
 
 def settings(name, num_ranks):
