@@ -21,11 +21,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxdp import parse
+from jaxdp import netcluster, parse
 from jaxdp.bench.step_parts import MODELS
 from jaxdp.bench.turns import Turns
 from jaxdp.config import ENGINES
-from jaxdp.faults.kinds import NETCLUSTER, why_no_hosts
 from jaxdp.world import INTERNAL_ERROR, USER_ERROR
 
 _TORCH = "torch"
@@ -109,15 +108,14 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"torch has no model {arguments.model!r} here: use --model={_TORCH_HAS[0]}")
         if arguments.python is None or not arguments.python.is_file():
             raise ValueError(f"torch needs --python, one that has it (launch/peers makes it), not {arguments.python}")
-    if reason := why_no_hosts():
+    if reason := netcluster.why_not():
         raise ValueError(f"no hosts can be made here: {reason}")
 
 
 def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[Row]:
     """The rows of so many hosts, each printed as it comes."""
-    subprocess.run([NETCLUSTER, "up", str(hosts), arguments.rate], check=True, stdout=subprocess.DEVNULL)
     with contextlib.ExitStack() as stack:
-        stack.callback(subprocess.check_call, [NETCLUSTER, "down"])
+        stack.enter_context(netcluster.hosts(hosts, arguments.rate))
         goodput = _goodput() if hosts > 1 else None
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         jobs = {}
@@ -168,8 +166,7 @@ def _text(row: Row) -> str:
 
 def _goodput() -> float:
     """Gbit/s of a stream between two hosts."""
-    shown = subprocess.run([NETCLUSTER, "goodput", "2"], check=True, capture_output=True, text=True).stdout
-    return float(shown.split()[1])
+    return float(netcluster.run("goodput", "2").split()[1])
 
 
 def _commands(name: str, hosts: int, folder: pathlib.Path, arguments: argparse.Namespace) -> list[list[str]]:
@@ -178,10 +175,10 @@ def _commands(name: str, hosts: int, folder: pathlib.Path, arguments: argparse.N
     if name != _TORCH:
         flags = [f"--{flag}={value}" for flag, value in zip(("batch", "image_size", "steps"), sizes, strict=True)]
         member = [sys.executable, "-m", "jaxdp.bench.weak_member", str(folder), f"--engine={name}"]
-        return [[str(NETCLUSTER), "run", str(hosts), *member, f"--model={arguments.model}", *flags]]
+        return [[str(netcluster.PROGRAM), "run", str(hosts), *member, f"--model={arguments.model}", *flags]]
     program = [str(arguments.python), str(pathlib.Path(__file__).with_name("peer_ddp.py")), str(folder)]
     return [
-        [str(NETCLUSTER), "exec", f"h{rank}", *program, str(rank), str(hosts), "h0", arguments.model, *sizes]
+        [str(netcluster.PROGRAM), "exec", f"h{rank}", *program, str(rank), str(hosts), "h0", arguments.model, *sizes]
         for rank in range(hosts)
     ]
 

@@ -12,7 +12,8 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from jaxdp.faults.kinds import FAULTS, NETCLUSTER, end_hosts, make_hosts
+from jaxdp import netcluster
+from jaxdp.faults.kinds import FAULTS
 from jaxdp.faults.trial import SAVE_EVERY, STEPS, Trial, Usual
 
 _RANKS = (2, 3, 4)
@@ -113,9 +114,8 @@ class Campaign:
         trial = Trial(folder, ranks, chance, usual, self._environment, afterwards)
         if not on_hosts:
             return trial
-        make_hosts()
-        afterwards.callback(end_hosts)
-        return dataclasses.replace(trial, launcher=(str(NETCLUSTER), "run"))
+        afterwards.enter_context(netcluster.hosts(2))
+        return dataclasses.replace(trial, launcher=(str(netcluster.PROGRAM), "run"))
 
     def _usual_on(self, ranks: int, *, on_hosts: bool) -> Usual:
         if (ranks, on_hosts) not in self._usual:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxdp import netcluster
 from jaxdp.faults.job import Job
 from jaxdp.faults.trial import STEPS, WATCHDOG_S, Struck, Trial
 from jaxdp.preemption import REQUEUE
@@ -24,7 +25,6 @@ _SOON_S = 10.0
 _MISSED_S = WATCHDOG_S + 12.0
 _PAUSE_S = 2.0
 _DISK_BYTES = 12 * 2**20
-NETCLUSTER = pathlib.Path("launch", "netcluster").absolute()
 
 
 class Fault(NamedTuple):
@@ -119,8 +119,8 @@ def _record_cut_off(trial: Trial) -> Struck:
 
 def _disk_full(trial: Trial) -> Struck:
     trial.workdir.mkdir(parents=True)
-    _run("mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(trial.workdir))
-    trial.afterwards.callback(_run, "umount", "--lazy", str(trial.workdir))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", trial.workdir], check=True)
+    trial.afterwards.callback(subprocess.check_call, ["umount", "--lazy", trial.workdir])
     ballast = trial.workdir / "ballast"
 
     def fill() -> None:
@@ -138,52 +138,14 @@ def _disk_full(trial: Trial) -> Struck:
 
 
 def _link_cut(trial: Trial) -> Struck:
-    struck = trial.ends(trial.at_a_step(), lambda: _run(str(NETCLUSTER), "cut", "h1"), within=_MISSED_S)
-    _run(str(NETCLUSTER), "mend", "h1")
+    struck = trial.ends(trial.at_a_step(), lambda: netcluster.run("cut", "h1"), within=_MISSED_S)
+    netcluster.run("mend", "h1")
     return struck
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def make_hosts() -> None:
-    """Two hosts of `launch/netcluster`."""
-    _run(str(NETCLUSTER), "up", "2")
-
-
-def end_hosts() -> None:
-    """Takes them down."""
-    _run(str(NETCLUSTER), "down")
 
 
 def why_no_mount() -> str | None:
     """Why no small disk can be made on this machine; None if one can."""
     return None if os.geteuid() == 0 else "mounting a small disk needs root"
-
-
-def why_no_hosts(*, by_hydra: bool = True) -> str | None:
-    """Why `launch/netcluster` cannot make hosts on this machine, or not start ranks on them; None if it can.
-
-    Args:
-      by_hydra: whether it is to start ranks, for which it needs MPICH's launcher.
-    """
-    if not NETCLUSTER.exists():
-        return f"{NETCLUSTER} is not there: start in a checkout of jaxdp"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    for tool in ("ip", "tc", "unshare"):
-        if shutil.which(tool) is None:
-            return f"{tool} is not installed"
-    if by_hydra and b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
-        return "the MPI here is not an MPICH with hydra"
-    made = subprocess.run(["ip", "netns", "add", "jaxdp-probe"], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"no network namespace can be made: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", "jaxdp-probe"], check=True)
-    if any(line.startswith("h0") for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()):
-        return "a netcluster is up already"
-    return None
 
 
 _ENDS = f"is over in {_SOON_S:g} s"
@@ -201,5 +163,7 @@ FAULTS = {
     "disk-full": Fault(
         "a full disk", f"is over in {2 * _SOON_S:g} s by code {INTERNAL_ERROR}", _disk_full, why_no_mount
     ),
-    "link-cut": Fault("the link of a host cut", f"is over in {_MISSED_S:g} s", _link_cut, why_no_hosts, on_hosts=True),
+    "link-cut": Fault(
+        "the link of a host cut", f"is over in {_MISSED_S:g} s", _link_cut, netcluster.why_not, on_hosts=True
+    ),
 }

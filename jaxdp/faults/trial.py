@@ -154,7 +154,7 @@ class Trial:
         """That of a random rank."""
         return self.chance.choice(sorted(job.processes().values()))
 
-    def ends(self, job: Job, strike: Callable[[], None], *, within: float, code: int | None = None) -> Struck:
+    def ends(self, job: Job, strike: Callable[[], object], *, within: float, code: int | None = None) -> Struck:
         """Strikes a job, which must be over by that and not with code 0; with this code, if it trains already."""
         moment, trains, begin = job.where, job.last_step > 0, time.monotonic()
         strike()

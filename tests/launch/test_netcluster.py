@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxdp.faults.kinds import why_no_hosts
+from jaxdp.netcluster import why_not
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 NETCLUSTER = str(ROOT / "launch" / "netcluster")
@@ -19,7 +19,7 @@ def netcluster(*words, timeout=120):
 
 @pytest.fixture(scope="module")
 def three_hosts():
-    if reason := why_no_hosts():
+    if reason := why_not():
         pytest.skip(reason)
     up = netcluster("up", "3", "500mbit")
     try:
@@ -31,7 +31,7 @@ def three_hosts():
 
 def test_weak_scaling_is_measured(jobs, tmp_path):
     """The first one here, as it makes hosts of its own."""
-    if reason := why_no_hosts():
+    if reason := why_not():
         pytest.skip(reason)
     words = ["--hosts=2", "--model=cnn", "--image_size=8", "--batch=2", "--rounds=2", "--steps=1"]
     files = [f"--json={tmp_path / 'rows.json'}", f"--plot={tmp_path / 'plot.png'}"]
@@ -44,6 +44,15 @@ def test_weak_scaling_is_measured(jobs, tmp_path):
         assert 0 < row["transfer_s"] < row["together_s"]
         assert len(row["efficiencies"]) == 2
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_rate_that_is_none_is_one_message(jobs):
+    if reason := why_not():
+        pytest.skip(reason)
+    ended = jobs.run(0, "-m", "jaxdp.bench", "weak", "--hosts=2", "--rate=fast")
+    assert ended.code == 2
+    assert ended.err == "jaxdp: error: RATE is a number of mbit or gbit, as 500mbit, or none; not fast\n"
+    assert why_not() is None
 
 
 @pytest.mark.usefixtures("three_hosts")

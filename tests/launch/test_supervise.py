@@ -9,8 +9,7 @@ import sys
 import pytest
 from jobs import TAKES_LONG, is_open_mpi
 
-from jaxdp import supervise
-from jaxdp.faults.kinds import NETCLUSTER, why_no_hosts
+from jaxdp import netcluster, supervise
 from jaxdp.supervise import Policy, Supervisor, read_hosts
 
 HOSTS = {"a": 2, "b": 2}
@@ -168,7 +167,7 @@ def test_a_mistake_is_one_message(tmp_path, capsys, words, message):
 @TAKES_LONG
 def test_a_run_goes_on_when_a_host_goes_and_when_it_comes_back(jobs):
     """On three real hosts; one loses its network in the middle and has it again later."""
-    if reason := why_no_hosts(by_hydra=False):
+    if reason := netcluster.why_not(by_hydra=False):
         pytest.skip(reason)
     workdir, hostfile = jobs.folder / "supervised", jobs.folder / "hosts"
     hostfile.write_text("10.77.0.1 slots=1\n10.77.0.2 slots=1\n10.77.0.3 slots=1\n")
@@ -179,23 +178,25 @@ def test_a_run_goes_on_when_a_host_goes_and_when_it_comes_back(jobs):
         "--config.safety.watchdog_seconds=5.0",
         f"--workdir={workdir}",
     )
-    netcluster = lambda *words: subprocess.run([NETCLUSTER, *words], check=True, capture_output=True)  # noqa: E731
-    netcluster("up", "3", "none")
-    try:
+    with netcluster.hosts(3, "none"):
         launcher = "mpiexec" if is_open_mpi() else "mpiexec -iface eth0"
-        words = [f"--hostfile={hostfile}", f"--shell={NETCLUSTER}", f"--launcher={launcher}", "--back_off=1"]
-        command = [NETCLUSTER, "exec", "h0", sys.executable, "-m", "jaxdp.supervise", *words, "--look_every=2", "--"]
+        words = [
+            f"--hostfile={hostfile}",
+            f"--shell={netcluster.PROGRAM}",
+            f"--launcher={launcher}",
+            "--back_off=1",
+            "--look_every=2",
+        ]
+        command = [netcluster.PROGRAM, "exec", "h0", sys.executable, "-m", "jaxdp.supervise", *words, "--"]
         with subprocess.Popen(
             [*command, *arguments], env=jobs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as supervised:
             jobs.wait_for_step("supervised", 60)
-            netcluster("cut", "h2")
+            netcluster.run("cut", "h2")
             cut_at = jobs.metrics("supervised")[-1]["step"]
             jobs.wait_for_step("supervised", cut_at + 40)
-            netcluster("mend", "h2")
+            netcluster.run("mend", "h2")
             _, err = supervised.communicate(timeout=120)
-    finally:
-        netcluster("down")
     assert supervised.returncode == 0, err
     starts = re.findall(r"starting (\d) ranks on .*, from step (\d+)", err)
     assert [int(ranks) for ranks, _ in starts] == [3, 2, 3]
