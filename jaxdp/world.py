@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -216,6 +217,8 @@ def connect() -> World:
     comm = MPI.COMM_WORLD
     local: Any = comm.Split_type(MPI.COMM_TYPE_SHARED)
     cores = local.allgather(os.sched_getaffinity(0))
+    if local.rank == 0:
+        _unname_segments()
     share = sum(1 / sum(core in others for others in cores) for core in os.sched_getaffinity(0))
     world = World(
         rank=comm.rank,
@@ -242,6 +245,17 @@ def connect() -> World:
             )
     threading.excepthook = lambda hook: _die(world, hook.exc_value)
     return world
+
+
+def _unname_segments() -> None:
+    """Takes the names of MPICH's shared memory away, as soon as all ranks of the node have it.
+
+    MPICH does that in MPI_Finalize alone. What a killed job leaves takes up memory until the node starts again; and a
+    job of the same name takes it for its own and fails in MPI_Init, as one that Slurm has put back into the queue.
+    """
+    mapped = pathlib.Path("/proc/self/maps").read_text().split()
+    for name in {word for word in mapped if word.startswith("/dev/shm/mpich_shm_")}:
+        pathlib.Path(name).unlink(missing_ok=True)
 
 
 def run(job: Callable[[World], None]) -> None:

@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -83,10 +84,12 @@ class Jobs:
     def metrics(self, workdir: str) -> list[dict]:
         return [json.loads(line) for line in (self.folder / workdir / "metrics.jsonl").read_text().splitlines()]
 
-    def wait_for_step(self, workdir: str, step: int, *, seconds: float = 60) -> None:
+    def wait_for_step(
+        self, workdir: str, step: int, *, seconds: float = 60, as_long_as: Callable[[], bool] = lambda: True
+    ) -> None:
         """Until the metrics of a job that is running have a line of this step or a later one."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and as_long_as():
             try:
                 if any(line["step"] >= step for line in self.metrics(workdir)):
                     return

@@ -41,7 +41,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1
 NodeName={host} CPUs=2 RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
-LONG = ("--config.epochs=8.0", "--config.log_every_steps=1", "--config.checkpoint.every_steps=50")
+LONG = ("--config.epochs=24.0", "--config.log_every_steps=1", "--config.checkpoint.every_steps=50")
 
 
 def free_ports(count):
@@ -79,35 +79,78 @@ def slurm(tmp_path, monkeypatch):
             os.kill(int((tmp_path / f"{name}.pid").read_text()), signal.SIGTERM)
 
 
-def state(job):
-    return subprocess.check_output(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], text=True).strip()
+class Batch:
+    """A job of launch/slurm.sbatch."""
 
+    def __init__(self, log, words, environment):
+        self._log = log
+        command = ["sbatch", "--parsable", f"--output={log}", "launch/slurm.sbatch", *words]
+        self._id = subprocess.check_output(command, cwd=ROOT, env=os.environ | environment, text=True).strip()
 
-def wait_until(is_so, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    @property
+    def said(self):
+        return self._log.read_text()
+
+    @property
+    def state(self):
+        shown = subprocess.check_output(["scontrol", "--oneliner", "show", "job", self._id], text=True)
+        return re.search(r"JobState=(\w+)", shown)[1]
+
+    def wait_for(self, state, seconds=60):
+        deadline = time.monotonic() + seconds
+        while (now := self.state) != state:
+            assert now not in ("FAILED", "CANCELLED", "COMPLETED"), self.said
+            assert time.monotonic() < deadline, f"it is {now}"
+            time.sleep(0.2)
+
+    def preempt(self):
+        """A signal to the ranks, as Slurm sends it before the time is over."""
+        subprocess.run(["scancel", "--signal=USR1", self._id], check=True)
+
+    def requeue(self):
+        subprocess.run(["scontrol", "requeue", self._id], check=True)
+
+    def start_now(self):
+        """Slurm gives a job that comes back two minutes.
+
+        It refuses to start one in the second in which that ended. And the daemon of a step that is over takes a moment
+        to go, and then takes away by its name what the step after it needs to find its ranks.
+        """
+        deadline = time.monotonic() + 60
+        while (
+            subprocess.run(["pgrep", "-f", rf"slurmstepd: \[{self._id}\."], stdout=subprocess.DEVNULL).returncode == 0
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        time.sleep(1)
+        subprocess.run(["scontrol", "update", f"JobId={self._id}", "StartTime=now"], check=True)
 
 
 @TAKES_LONG
-def test_a_job_that_is_preempted_goes_back_into_the_queue_and_on_to_the_same_bits(jobs, slurm):
+def test_a_job_that_is_preempted_or_killed_goes_back_into_the_queue_and_on_to_the_same_bits(jobs, slurm):
     jobs.train(2, "without-slurm", *LONG)
-    workdir, log = jobs.folder / "by-slurm", slurm / "job.log"
-    command = ["sbatch", "--parsable", f"--output={log}", "launch/slurm.sbatch", *LONG, f"--workdir={workdir}"]
-    job = subprocess.check_output(command, cwd=ROOT, env=os.environ | jobs.environment(), text=True).strip()
-    # Slurm takes its time to begin, too.
-    jobs.wait_for_step("by-slurm", 20, seconds=180)
-    # As Slurm does it before the time is over: to the ranks, not to the script.
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    wait_until(lambda: state(job) == "PENDING")
-    # Slurm gives a job that comes back two minutes.
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-    wait_until(lambda: "finished: test accuracy" in log.read_text())
-    wait_until(lambda: state(job) in ("", "COMPLETED"))
-    said = log.read_text()
-    stopped, went_on = (
-        int(re.search(rf"{words} (\d+)", said)[1]) for words in ("stopped at step", "goes on from step")
-    )
-    assert 20 <= stopped == went_on < 180
-    assert jobs.saved("by-slurm", 180) == jobs.saved("without-slurm", 180)
+    last = jobs.metrics("without-slurm")[-1]["step"]
+    words = (*LONG, f"--workdir={jobs.folder / 'by-slurm'}")
+    batch = Batch(slurm / "job.log", words, jobs.environment())
+
+    def wait_for_step(step):
+        # Slurm takes its time to begin, too.
+        jobs.wait_for_step("by-slurm", step, seconds=180, as_long_as=lambda: batch.state != "FAILED")
+
+    wait_for_step(20)
+    batch.preempt()
+    batch.wait_for("PENDING")
+    batch.start_now()
+    wait_for_step(100)
+    for pid in jobs.processes("by-slurm").values():
+        os.kill(pid, signal.SIGKILL)
+    batch.wait_for("FAILED")
+    batch.requeue()
+    batch.start_now()
+    batch.wait_for("COMPLETED")
+    assert "finished: test accuracy" in batch.said
+    (stopped,) = re.findall(r"stopped at step (\d+)", batch.said)
+    first, second = re.findall(r"goes on from step (\d+)", batch.said)
+    assert 20 <= int(stopped) == int(first) < 100
+    assert 50 <= int(second) < last
+    assert jobs.saved("by-slurm", last) == jobs.saved("without-slurm", last)
