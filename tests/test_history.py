@@ -6,6 +6,9 @@ import re
 import signal
 
 import numpy as np
+from jobs import TAKES_LONG
+
+from jaxdp.preemption import REQUEUE
 
 NUM_EXAMPLES, EPOCHS = 1437, 3
 ARGUMENTS = (
@@ -47,3 +50,31 @@ def test_each_example_is_used_once_an_epoch_whatever_happens_to_the_jobs_and_on_
         np.testing.assert_array_equal(np.sort(seen[epochs == epoch]), np.arange(NUM_EXAMPLES))
     begun = seen[epochs == EPOCHS]
     assert len(set(begun.tolist())) == len(begun) == len(history) * 64 - EPOCHS * NUM_EXAMPLES
+
+
+@TAKES_LONG
+def test_a_step_has_the_same_examples_on_any_number_of_ranks(jobs):
+    """Nor does it matter whether they are those of the job that began."""
+
+    def given(ranks, workdir, *, until=None):
+        """The sorted examples of each step of a job, and the step from which it goes on."""
+        ids = jobs.folder / "given" / f"{workdir}-{ranks}"
+        command = ("tests/recording_job.py", str(ids), *ARGUMENTS, f"--workdir={jobs.folder / workdir}")
+        with jobs.start(ranks, *command) as job:
+            if until is not None:
+                jobs.wait_for_step(workdir, until)
+                job.send_signal(signal.SIGUSR1)
+            out, err = job.communicate(timeout=120)
+        assert job.returncode == (0 if until is None else REQUEUE), err
+        begins = re.search(r"goes on from step (\d+)", out)
+        return [sorted(examples.tolist()) for examples, _ in noted(ids)], int(begins[1]) if begins else 0
+
+    alone, _ = given(1, "given-1")
+    assert len(alone) == -(-EPOCHS * NUM_EXAMPLES // 64)
+    for ranks in (2, 3, 4, 8):
+        assert given(ranks, f"given-{ranks}") == (alone, 0)
+    first, _ = given(4, "given-moved", until=30)
+    rest, begins = given(3, "given-moved")
+    assert 30 <= begins <= len(first) < len(alone)
+    assert begins * 64 % NUM_EXAMPLES != 0
+    assert first[:begins] + rest == alone
