@@ -1,32 +1,24 @@
 """Several hosts on this machine, where it lets us make them."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from jaxdp.netcluster import why_not
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-NETCLUSTER = str(ROOT / "launch" / "netcluster")
+from jaxdp.netcluster import PROGRAM, hosts, why_not
 
 
 def netcluster(*words, timeout=120):
-    return subprocess.run([NETCLUSTER, *words], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="module")
 def three_hosts():
     if reason := why_not():
         pytest.skip(reason)
-    up = netcluster("up", "3", "500mbit")
-    try:
-        assert up.returncode == 0, up.stderr
+    with hosts(3):
         yield
-    finally:
-        netcluster("down")
 
 
 def test_weak_scaling_is_measured(jobs, tmp_path):
