@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxdp import __version__
+from jaxdp import __version__, launcher
 from jaxdp.metrics import MetricsWriter, Progress, TrainLog
 from jaxdp.state import named_leaves
 from jaxdp.stragglers import Stragglers
-from jaxdp.world import is_launched
 
 if TYPE_CHECKING:
     from jaxdp.build import Run
@@ -109,7 +108,7 @@ class Report:
 def on_terminal() -> bool:
     """Whether what this process says goes to a terminal at last."""
     # A launcher hands output on, through a pipe or a terminal of its own: only whoever starts it can tell.
-    return os.environ.get("JAXDP_PROGRESS") == "bar" or (sys.stdout.isatty() and not is_launched())
+    return os.environ.get("JAXDP_PROGRESS") == "bar" or (sys.stdout.isatty() and launcher.place() is None)
 
 
 def banner(run: Run, allreduce: str, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:

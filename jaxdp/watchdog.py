@@ -11,13 +11,13 @@ import pathlib
 import re
 import secrets
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from jaxdp import launcher
 from jaxdp.progress import ALLREDUCE, COMPILE, MINE
 from jaxdp.world import INTERNAL_ERROR, World
 
@@ -26,12 +26,9 @@ _PATIENCE = {COMPILE: 10.0}
 # Of the time after which it ends a job: how often ranks report.
 _REPORTS = 10
 _MOST_BYTES = 2048
-_LAUNCHERS = ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun")
 _DUMP, _ACKNOWLEDGED = b"dump", b"ok"
-# For stacks to be written, for ranks to end one after the other if rank 0 is gone, and for the launcher to notice.
+# For stacks to be written, and for ranks to end one after the other if rank 0 is gone.
 _GRACE_S = 2.0
-# Open MPI's launcher takes longer: ranks that do not heed its SIGTERM get SIGKILL some seconds later.
-_OPEN_MPI_GRACE_S = 10.0
 
 
 @dataclasses.dataclass
@@ -92,7 +89,6 @@ class Watchdog:
         # Rank 0 may have several addresses; each rank takes the one that answers. The token tells this job from others.
         self._roots, self._token = world.bcast(([(address, port) for address in addresses()], secrets.token_hex(8)))
         self._silent_after = 5 * self._every
-        self._launcher_grace = _OPEN_MPI_GRACE_S if world.library.startswith("Open MPI") else _GRACE_S
         self._heard_of_root: float | None = None
         self._awake = now
         self._is_over = threading.Event()
@@ -150,7 +146,7 @@ class Watchdog:
             elif self._seen[rank].address is not None:
                 self._send(_DUMP, self._seen[rank].address)
         time.sleep(_GRACE_S)
-        _exit(self._launcher_grace)
+        _exit(self._world.library)
 
     def _report(self) -> None:
         """Other ranks: report, and end the job if rank 0 is gone."""
@@ -172,7 +168,7 @@ class Watchdog:
                 what = f"rank 0 on {self._seen[0].host} has been silent for {self._seconds:g} s, the job ends"
                 where = f"rank {self._world.rank} of {self._world.size} on {self._world.host}"
                 print(f"jaxdp: error: {what} ({where})", file=sys.stderr, flush=True)
-                _exit(self._launcher_grace)
+                _exit(self._world.library)
 
     def _receive(self, seconds: float) -> Iterator[tuple[bytes, Any]]:
         self._socket.settimeout(max(0.001, seconds))
@@ -185,37 +181,12 @@ class Watchdog:
             self._socket.sendto(data, address)
 
 
-def _exit(launcher_grace: float) -> NoReturn:
+def _exit(library: str) -> NoReturn:
     """Ends this process, whose launcher ends the job; and the launcher, should it wait for a host that is gone."""
     # Some clusters hide the processes of others, a job's launcher among them.
     with contextlib.suppress(OSError):
-        _end_launcher(launcher_grace)
+        launcher.end(library)
     os._exit(INTERNAL_ERROR)
-
-
-def _end_launcher(grace: float) -> None:
-    """Once it has had so many seconds to end by itself."""
-    pid = launcher(os.getpid())
-    if pid is not None:
-        name = pathlib.Path("/proc", str(pid), "comm")
-        command = 'sleep "$3"; if [ "$(cat "$1")" = "$2" ]; then kill -9 "$4"; fi'
-        words = [str(name), name.read_text().strip(), str(grace), str(pid)]
-        # With streams of the launcher in a child's hands nobody would see the end of them.
-        nowhere = subprocess.DEVNULL
-        subprocess.Popen(
-            ["sh", "-c", command, "sh", *words], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
-        )
-
-
-def launcher(pid: int) -> int | None:
-    """The process that has started the job of this one, if it is on this host: an ancestor of it."""
-    while pid > 1:
-        # "PID (name) state parent ...", and a name may hold anything.
-        name, _, rest = pathlib.Path("/proc", str(pid), "stat").read_text().partition("(")[2].rpartition(")")
-        if name in _LAUNCHERS:
-            return pid
-        pid = int(rest.split()[1])
-    return None
 
 
 def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, list[int]]:

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing
 
-from jaxdp import gpus
+from jaxdp import gpus, launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -33,14 +32,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
-
-# What each launcher tells its processes: their rank and their number. In this order, as Slurm's variables are
-# inherited by what runs inside its steps.
-_LAUNCHERS = (
-    ("PMI_RANK", "PMI_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-)
 
 
 class UserError(ValueError):
@@ -195,11 +186,6 @@ class World:
         raise AssertionError("MPI_Abort returned")
 
 
-def is_launched() -> bool:
-    """Whether an MPI launcher has started this process: then its output goes through the launcher."""
-    return any(size_name in os.environ for _, size_name in _LAUNCHERS)
-
-
 def connect() -> World:
     """Opens MPI and finds this rank's place in it.
 
@@ -218,7 +204,7 @@ def connect() -> World:
     local: Any = comm.Split_type(MPI.COMM_TYPE_SHARED)
     cores = local.allgather(os.sched_getaffinity(0))
     if local.rank == 0:
-        _unname_segments()
+        launcher.unname_segments()
     share = sum(1 / sum(core in others for others in cores) for core in os.sched_getaffinity(0))
     world = World(
         rank=comm.rank,
@@ -245,17 +231,6 @@ def connect() -> World:
             )
     threading.excepthook = lambda hook: _die(world, hook.exc_value)
     return world
-
-
-def _unname_segments() -> None:
-    """Takes the names of MPICH's shared memory away, as soon as all ranks of the node have it.
-
-    MPICH does that in MPI_Finalize alone. What a killed job leaves takes up memory until the node starts again; and a
-    job of the same name takes it for its own and fails in MPI_Init, as one that Slurm has put back into the queue.
-    """
-    mapped = pathlib.Path("/proc/self/maps").read_text().split()
-    for name in {word for word in mapped if word.startswith("/dev/shm/mpich_shm_")}:
-        pathlib.Path(name).unlink(missing_ok=True)
 
 
 def run(job: Callable[[World], None]) -> None:
@@ -289,21 +264,18 @@ def _die(world: World, error: BaseException | None) -> NoReturn:
 
 
 def _check_launcher(mpi: Any) -> None:
-    for rank_name, size_name in _LAUNCHERS:
-        if size_name not in os.environ:
-            continue
-        size = int(os.environ[size_name])
-        if size == mpi.COMM_WORLD.size:
-            return
-        if os.environ.get(rank_name, "0") == "0":
-            library = mpi.Get_library_version().split("\n")[0]
-            print(
-                f"jaxdp: error: the launcher started {size} ranks, but MPI sees {mpi.COMM_WORLD.size}: start the job "
-                f"with the mpirun that belongs to this MPI ({library.strip()})",
-                file=sys.stderr,
-                flush=True,
-            )
-        sys.exit(USER_ERROR)
+    place = launcher.place()
+    if place is None or place.size == mpi.COMM_WORLD.size:
+        return
+    if place.rank == 0:
+        library = mpi.Get_library_version().split("\n")[0]
+        print(
+            f"jaxdp: error: the launcher started {place.size} ranks, but MPI sees {mpi.COMM_WORLD.size}: start the job "
+            f"with the mpirun that belongs to this MPI ({library.strip()})",
+            file=sys.stderr,
+            flush=True,
+        )
+    sys.exit(USER_ERROR)
 
 
 def _ranks(ranks: list[int]) -> str:

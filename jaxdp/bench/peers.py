@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxdp.world import UserError, is_launched
+from jaxdp import launcher
+from jaxdp.world import UserError
 
 
 class Peers:
@@ -43,7 +44,7 @@ class Peers:
 
 def check_python(python: pathlib.Path | None) -> None:
     """Raises ValueError for a --peers that is none, or in a job of several ranks."""
-    if python is not None and (is_launched() or not python.is_file()):
+    if python is not None and (launcher.place() is not None or not python.is_file()):
         raise ValueError(
             f"--peers is a Python (launch/peers makes one), for one rank without mpirun, not {str(python)!r}"
         )
