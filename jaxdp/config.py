@@ -5,20 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
 from jaxdp.collectives.choice import AUTO, MPI, WIRES
 from jaxdp.models import MODELS
-from jaxdp.settings import build, flattened
+from jaxdp.settings import Rule, build, flattened
 
-OPTIMIZERS = ("adamw", "lars", "sgd")
-DECAYS = ("constant", "cosine", "polynomial", "step")
-STORAGES = ("pixels", "encoded")
-SHUFFLES = ("global", "partition")
-CROPS = ("none", "padded", "resized")
-ON_DIVERGENCE = ("abort", "dump")
-BATCH_STATISTICS = ("device", "world")
 ENGINES = ("native", "mpi4jax", "xla")
 
 # A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
@@ -37,6 +30,36 @@ MAY_CHANGE = (
     "safety",
     "stop_after_skipped_steps",
 )
+
+_ABOVE_0 = Rule(lambda number: 0 < number < math.inf, "{path} must be a number above 0, not {value}")
+_NOT_BELOW_0 = Rule(lambda number: 0 <= number < math.inf, "{path} must be a number of 0 or more, not {value}")
+_BELOW_1 = Rule(lambda number: 0 <= number < 1, "{path} must be in 0..1, without 1, not {value}")
+_BOUNDARIES = Rule(
+    lambda steps: list(steps) == sorted(set(steps)) and all(step > 0 for step in steps),
+    "{path} are numbers above 0, the smaller ones first, not {value}",
+)
+
+
+def _one_of(*known: str) -> Rule:
+    return Rule(lambda name: name in known, f"{{path}} is {{value!r}}, known are {', '.join(known)}")
+
+
+def _interval(most: float, rule: str) -> Rule:
+    def holds(values: tuple[float, ...]) -> bool:
+        return len(values) == 2 and 0 < values[0] <= values[1] <= most
+
+    return Rule(holds, f"{{path}} is two numbers {rule}, the smaller one first, not {{value}}")
+
+
+_MODEL = Rule(
+    lambda name: name in MODELS or ":" in name,
+    f"{{path}} is {{value!r}}, known are {', '.join(MODELS)}; a model of your own is 'package.module:Name'",
+)
+
+Count = Annotated[int, _ABOVE_0]
+Positive = Annotated[float, _ABOVE_0]
+NotNegative = Annotated[float, _NOT_BELOW_0]
+BelowOne = Annotated[float, _BELOW_1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +92,21 @@ class DataConfig:
     test_split: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    storage: str
-    stored_size: int | None
-    image_size: int | None
-    crop: str
-    crop_padding: int
-    crop_area: tuple[float, ...]
-    crop_ratio: tuple[float, ...]
+    storage: Annotated[str, _one_of("pixels", "encoded")]
+    stored_size: Count | None
+    image_size: Count | None
+    crop: Annotated[str, _one_of("none", "padded", "resized")]
+    crop_padding: Annotated[int, _NOT_BELOW_0]
+    crop_area: Annotated[tuple[float, ...], _interval(1.0, "above 0 and up to 1")]
+    crop_ratio: Annotated[tuple[float, ...], _interval(math.inf, "above 0")]
     flip: bool
     augment: str | None
-    shuffle: str
-    partitions: int | None
-    exchange_every: int
-    groups: int
-    exchange_steps: int
-    prefetch: int
+    shuffle: Annotated[str, _one_of("global", "partition")]
+    partitions: Count | None
+    exchange_every: Count
+    groups: Count
+    exchange_steps: Count
+    prefetch: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +116,7 @@ class ModelConfig:
     All further settings go to the model as they are.
     """
 
-    name: str
+    name: Annotated[str, _MODEL]
     options: Mapping[str, Any]
 
 
@@ -112,16 +135,16 @@ class OptimizerConfig:
       clip_norm: gradients whose norm over all parameters is larger are scaled down to it; None for no clipping.
     """
 
-    name: str
-    momentum: float
+    name: Annotated[str, _one_of("adamw", "lars", "sgd")]
+    momentum: BelowOne
     nesterov: bool
-    weight_decay: float
-    trust_coefficient: float
-    beta1: float
-    beta2: float
-    epsilon: float
+    weight_decay: NotNegative
+    trust_coefficient: Positive
+    beta1: BelowOne
+    beta2: BelowOne
+    epsilon: Positive
     vectors_too: bool
-    clip_norm: float | None
+    clip_norm: Positive | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,17 +164,17 @@ class ScheduleConfig:
       factor: see there.
     """
 
-    base_rate: float
-    base_batch_size: int
-    warmup_epochs: float
-    warmup_steps: int | None
-    warmup_init_rate: float
-    decay: str
-    power: float
-    end_rate: float
-    boundaries_epochs: tuple[float, ...]
-    boundaries_steps: tuple[int, ...] | None
-    factor: float
+    base_rate: Positive
+    base_batch_size: Count
+    warmup_epochs: NotNegative
+    warmup_steps: Annotated[int, _NOT_BELOW_0] | None
+    warmup_init_rate: NotNegative
+    decay: Annotated[str, _one_of("constant", "cosine", "polynomial", "step")]
+    power: Positive
+    end_rate: NotNegative
+    boundaries_epochs: Annotated[tuple[float, ...], _BOUNDARIES]
+    boundaries_steps: Annotated[tuple[int, ...], _BOUNDARIES] | None
+    factor: Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,16 +196,16 @@ class AllreduceConfig:
       bucket_bytes: with which a bucket of gradients, which one allreduce sums, is closed.
     """
 
-    engine: str
-    algorithm: str
-    colors: int | None
-    arity: int | None
-    inner: str
-    outer: str
-    ranks_per_node: int | None
-    segment_bytes: int
-    wire: str
-    bucket_bytes: int
+    engine: Annotated[str, _one_of(*ENGINES)]
+    algorithm: Annotated[str, _one_of(*ALGORITHMS, MPI, AUTO)]
+    colors: Count | None
+    arity: Count | None
+    inner: Annotated[str, _one_of(*INNER)]
+    outer: Annotated[str, _one_of(*OUTER)]
+    ranks_per_node: Count | None
+    segment_bytes: Count
+    wire: Annotated[str, _one_of(*WIRES)]
+    bucket_bytes: Count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,10 +218,10 @@ class CheckpointConfig:
       keep_best: how many more are, those with the best accuracy on the test split; None for none.
     """
 
-    every_epochs: float
-    every_steps: int | None
-    keep: int
-    keep_best: int | None
+    every_epochs: Positive
+    every_steps: Count | None
+    keep: Count
+    keep_best: Count | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +235,9 @@ class SafetyConfig:
         programs are compiled; None for never.
     """
 
-    compare_every_steps: int
-    on_divergence: str
-    watchdog_seconds: float | None
+    compare_every_steps: Count
+    on_divergence: Annotated[str, _one_of("abort", "dump")]
+    watchdog_seconds: Positive | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,12 +251,12 @@ class ClusterConfig:
       images_per_second: of a rank that trains by itself.
     """
 
-    nodes: int
-    ranks_per_node: int
-    devices_per_rank: int
-    link_gbit: float
-    latency_us: float
-    images_per_second: float
+    nodes: Count
+    ranks_per_node: Count
+    devices_per_rank: Count
+    link_gbit: Positive
+    latency_us: Positive
+    images_per_second: Positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,22 +286,22 @@ class Config:
       stop_after_skipped_steps: steps whose gradient is not finite change nothing; so many in a row end the job.
     """
 
-    seed: int
+    seed: Annotated[int, _NOT_BELOW_0]
     deterministic: bool
     init_from: str | None
     init_skip: tuple[str, ...]
-    batch_size: int
-    microbatches: int
-    epochs: float
-    steps: int | None
-    eval_every_epochs: float
-    eval_every_steps: int | None
-    log_every_steps: int
-    norms_every_steps: int | None
-    label_smoothing: float
-    batch_statistics: str
-    average_decay: float | None
-    stop_after_skipped_steps: int
+    batch_size: Count
+    microbatches: Count
+    epochs: Positive
+    steps: Count | None
+    eval_every_epochs: Positive
+    eval_every_steps: Count | None
+    log_every_steps: Count
+    norms_every_steps: Count | None
+    label_smoothing: BelowOne
+    batch_statistics: Annotated[str, _one_of("device", "world")]
+    average_decay: BelowOne | None
+    stop_after_skipped_steps: Count
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig
@@ -320,89 +343,11 @@ class Config:
 
 
 def _check(config: Config) -> None:
-    for name, value, known in [
-        ("optimizer.name", config.optimizer.name, OPTIMIZERS),
-        ("schedule.decay", config.schedule.decay, DECAYS),
-        ("batch_statistics", config.batch_statistics, BATCH_STATISTICS),
-        ("safety.on_divergence", config.safety.on_divergence, ON_DIVERGENCE),
-        ("data.storage", config.data.storage, STORAGES),
-        ("data.crop", config.data.crop, CROPS),
-        ("data.shuffle", config.data.shuffle, SHUFFLES),
-        ("allreduce.engine", config.allreduce.engine, ENGINES),
-        ("allreduce.algorithm", config.allreduce.algorithm, (*ALGORITHMS, MPI, AUTO)),
-        ("allreduce.inner", config.allreduce.inner, INNER),
-        ("allreduce.outer", config.allreduce.outer, OUTER),
-        ("allreduce.wire", config.allreduce.wire, tuple(WIRES)),
-    ]:
-        if value not in known:
-            raise ValueError(f"config.{name} is {value!r}, known are {', '.join(known)}")
-    if config.model.name not in MODELS and ":" not in config.model.name:
-        raise ValueError(
-            f"config.model.name is {config.model.name!r}, known are {', '.join(MODELS)}; a model of your own is "
-            "'package.module:Name'"
-        )
-    flat = flattened(dataclasses.asdict(config))
-    for name in [
-        "batch_size",
-        "microbatches",
-        "epochs",
-        "steps",
-        "eval_every_epochs",
-        "eval_every_steps",
-        "log_every_steps",
-        "norms_every_steps",
-        "stop_after_skipped_steps",
-        "data.stored_size",
-        "data.image_size",
-        "data.partitions",
-        "data.exchange_every",
-        "data.groups",
-        "data.exchange_steps",
-        "data.prefetch",
-        "schedule.base_rate",
-        "schedule.base_batch_size",
-        "schedule.power",
-        "schedule.factor",
-        "optimizer.trust_coefficient",
-        "optimizer.epsilon",
-        "optimizer.clip_norm",
-        "allreduce.colors",
-        "allreduce.arity",
-        "allreduce.ranks_per_node",
-        "allreduce.segment_bytes",
-        "allreduce.bucket_bytes",
-        "safety.compare_every_steps",
-        "safety.watchdog_seconds",
-        "checkpoint.keep_best",
-        "checkpoint.every_epochs",
-        "checkpoint.every_steps",
-        "checkpoint.keep",
-        *(f"cluster.{field.name}" for field in dataclasses.fields(ClusterConfig)),
-    ]:
-        if flat[name] is not None and not 0 < flat[name] < math.inf:
-            raise ValueError(f"config.{name} must be a number above 0, not {flat[name]}")
-    for name in [
-        "seed",
-        "data.crop_padding",
-        "schedule.warmup_epochs",
-        "schedule.warmup_steps",
-        "schedule.warmup_init_rate",
-        "schedule.end_rate",
-        "optimizer.weight_decay",
-    ]:
-        if flat[name] is not None and not 0 <= flat[name] < math.inf:
-            raise ValueError(f"config.{name} must be a number of 0 or more, not {flat[name]}")
-    for name in ["optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "label_smoothing", "average_decay"]:
-        if flat[name] is not None and not 0 <= flat[name] < 1:
-            raise ValueError(f"config.{name} must be in 0..1, without 1, not {flat[name]}")
+    """What several settings must be together."""
     if config.optimizer.nesterov and config.optimizer.name != "sgd":
         raise ValueError(
             f"{config.optimizer.name.upper()} has no Nesterov form: set config.optimizer.nesterov to False"
         )
-    for name in ("boundaries_epochs", "boundaries_steps"):
-        boundaries = getattr(config.schedule, name) or ()
-        if list(boundaries) != sorted(set(boundaries)) or any(boundary <= 0 for boundary in boundaries):
-            raise ValueError(f"config.schedule.{name} are numbers above 0, the smaller ones first, not {boundaries}")
     if config.allreduce.wire != "float32" and config.allreduce.algorithm == MPI:
         raise ValueError(
             "the MPI library's own allreduce sends what it sums: "
@@ -429,22 +374,8 @@ def _check(config: Config) -> None:
                 f"every partition gives a part of each batch: config.data.partitions is {config.data.partitions}, "
                 f"config.batch_size {config.batch_size}: set it to that or less"
             )
-    for name, (low, high), most in [
-        ("crop_area", _pair(config.data.crop_area), 1.0),
-        ("crop_ratio", _pair(config.data.crop_ratio), math.inf),
-    ]:
-        if not 0 < low <= high <= most:
-            raise ValueError(
-                f"config.data.{name} is two numbers above 0{' and up to 1' if most == 1 else ''}, the smaller one "
-                f"first, not {flat[f'data.{name}']}"
-            )
     if not config.data.mean or len(config.data.mean) != len(config.data.std) or min(config.data.std) <= 0:
         raise ValueError(
             f"config.data.mean and std need as many values as one another, std above 0: they are {config.data.mean} "
             f"and {config.data.std}"
         )
-
-
-def _pair(values: tuple[float, ...]) -> tuple[float, float]:
-    """The two values; what passes no check if there are not two."""
-    return (values[0], values[1]) if len(values) == 2 else (0.0, 0.0)

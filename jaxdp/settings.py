@@ -6,8 +6,21 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a setting must be beside of its type: `Annotated[float, RULE]`.
+
+    Attributes:
+      holds: whether it does, of a value.
+      message: for one of which it does not, with {path} and {value} in it.
+    """
+
+    holds: Callable[[Any], bool]
+    message: str
 
 
 def build(cls: Any, settings: Any, path: str) -> Any:
@@ -16,16 +29,17 @@ def build(cls: Any, settings: Any, path: str) -> Any:
     A field `options` takes all settings that have no field of their own.
 
     Args:
-      cls: a dataclass with annotations of plain types, tuples of them, `X | None` and further dataclasses.
+      cls: a dataclass with annotations of plain types, tuples of them, these `Annotated` with rules, `X | None` and
+        further dataclasses.
       settings: a mapping by name of field.
       path: how messages call it.
 
     Raises:
-      ValueError: a setting is missing, unknown or of the wrong type.
+      ValueError: a setting is missing, unknown, of the wrong type or against a rule.
     """
     if not isinstance(settings, Mapping):
         raise ValueError(f"{path} is a group of settings, not {settings!r}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     given = dict(settings)
     if "options" in hints:
         given["options"] = {name: given.pop(name) for name in settings if name not in hints}
@@ -42,9 +56,16 @@ def build(cls: Any, settings: Any, path: str) -> Any:
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
     """The value as the annotated type, if it is of it."""
+    if typing.get_origin(hint) is Annotated:
+        base, *rules = typing.get_args(hint)
+        typed = _typed(base, value, path)
+        for rule in rules:
+            if not rule.holds(typed):
+                raise ValueError(rule.message.format(path=path, value=typed))
+        return typed
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
-    if typing.get_origin(hint) is types.UnionType:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         inner = next(option for option in typing.get_args(hint) if option is not type(None))
         return None if value is None else _typed(inner, value, path)
     if typing.get_origin(hint) is tuple:
