@@ -99,6 +99,7 @@ class Checkpoints:
                 pending.result()
                 for step in self._too_old():
                     shutil.rmtree(self.folder / str(step))
+            compat.give_memory_back()
 
     def latest_step(self) -> int | None:
         """The step of the latest whole save, None if there is none."""

@@ -14,6 +14,7 @@ _VARIABLES = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
+_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _PROGRAMS = ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun")
 # In which it notices that a rank has gone, and ends the others. Open MPI's takes longer: ranks that do not heed its
 # SIGTERM get SIGKILL some seconds later.
@@ -33,6 +34,18 @@ def place() -> Place | None:
         if size in os.environ:
             return Place(int(os.environ.get(rank, "0")), int(os.environ[size]))
     return None
+
+
+def cores() -> int:
+    """How many are this process's, 1 or more: those that it is bound to, or else its part of the host's.
+
+    Known before MPI is open, and not as well as then: 1 where ranks share cores, too many where no launcher says how
+    many processes there are on the host.
+    """
+    bound = len(os.sched_getaffinity(0))
+    if bound < (os.cpu_count() or 1):
+        return bound
+    return max(1, bound // max((int(os.environ[name]) for name in _LOCAL_SIZES if name in os.environ), default=1))
 
 
 def unname_segments() -> None:

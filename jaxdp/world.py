@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import numpy.typing
 
-from jaxdp import gpus, launcher
+from jaxdp import compat, gpus, launcher
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -195,6 +195,7 @@ def connect() -> World:
       SystemExit: the launcher started more ranks than this MPI sees, or MPI serves one thread only; one
         message on one rank's stderr.
     """
+    compat.keep_memory(arenas=launcher.cores())
     # Open MPI's windows by UCX complain where there is no network for them; ours are of shared memory alone.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI

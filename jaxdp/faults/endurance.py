@@ -6,9 +6,7 @@ Prints resident memory, open files and threads of every rank, once it has warmed
 memory has grown by more than 2 %, or anything else at all.
 
 TensorStore's workers are counted apart and not compared: they come with a save and go after 20 s without work (its
-internal/thread/pool_impl.cc), so that how many there are says how long ago a save was. And ranks run with
-MALLOC_ARENA_MAX=1, unless it is set: the C library keeps memory for every thread that has saved, which looks like a
-leak and hides a small one.
+internal/thread/pool_impl.cc), so that how many there are says how long ago a save was.
 """
 
 from __future__ import annotations
@@ -130,8 +128,7 @@ def main(words: Sequence[str]) -> int:
     often = (f"--config.eval_every_steps={steps // 20}", f"--config.checkpoint.every_steps={steps // 20}")
     command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "jaxdp.train", f"--config.steps={steps}", *often]
     begin = time.monotonic()
-    environment = {"MALLOC_ARENA_MAX": "1"} | os.environ
-    job = Job(command, ranks=ranks, workdir=workdir, log=workdir / "log", environment=environment)
+    job = Job(command, ranks=ranks, workdir=workdir, log=workdir / "log", environment=os.environ)
     with contextlib.closing(job):
         samples = watch(job, steps)
         if job.wait(60.0) != 0:
