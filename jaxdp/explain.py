@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from jaxdp.data.catalog import open_source
 from jaxdp.data.known import KNOWN, Facts
 from jaxdp.data.order import Deal
 from jaxdp.models.network import Network as Model
+from jaxdp.models.on_cpu import count_flops, plain_forms
 from jaxdp.optim.factory import kernels, make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan
@@ -182,8 +183,8 @@ def _step(parts: _Parts) -> Iterator[str]:
     params, stats = parts.model.param_shapes, parts.model.stat_shapes
     one = _batch(parts, 1)
     step = functools.partial(forward_backward, parts.task)
-    flops = _flops(step, params, stats, one)
-    forward = _flops(functools.partial(evaluated_logits, parts.task), params, stats, one.image_BHWC)
+    flops = count_flops(step, params, stats, one)
+    forward = count_flops(functools.partial(evaluated_logits, parts.task), params, stats, one.image_BHWC)
     yield f"{forward / 1e9:.4g} GFLOP an image forward, {flops / 1e9:.4g} forward and backward (2 a multiply-add)"
     seconds = _step_seconds(parts)
     yield (
@@ -191,7 +192,8 @@ def _step(parts: _Parts) -> Iterator[str]:
         f"{flops * parts.config.batch_size / parts.deal.num_ranks / seconds / 1e12:.4g} TFLOP/s a rank"
     )
     # What backward needs of forward, before XLA decides what to keep and what to compute again.
-    saved = jax.eval_shape(lambda *of: jax.vjp(functools.partial(_loss, parts), *of)[1], params, stats, batch)
+    with plain_forms():
+        saved = jax.eval_shape(lambda *of: jax.vjp(functools.partial(_loss, parts), *of)[1], params, stats, batch)
     activations = _bytes(saved) - _bytes(params)
     memory = {
         "parameters": _bytes(params),
@@ -203,11 +205,6 @@ def _step(parts: _Parts) -> Iterator[str]:
     }
     shown = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if size)
     yield f"memory of a device, about {_size(sum(memory.values()))}: {shown}"
-
-
-def _flops(function: Callable[..., Any], *arguments: Any) -> float:
-    analysis: Any = jax.jit(function).lower(*arguments).cost_analysis()
-    return analysis["flops"]
 
 
 def _loss(parts: _Parts, params: PyTree, stats: PyTree, batch: Batch) -> jax.Array:

@@ -98,6 +98,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
     from jaxdp.collectives.buckets import Buckets
     from jaxdp.engines import make_engine
     from jaxdp.models.network import Network
+    from jaxdp.models.on_cpu import count_flops
     from jaxdp.optim.factory import make_optimizer
     from jaxdp.state import TrainState
     from jaxdp.step import Batch, Task, apply_gradients, forward_backward, reduced_order, reduced_shapes
@@ -183,13 +184,12 @@ def make_parts(setting: Setting, world: World) -> Parts:
         "plain": lambda: going_on("plain", plain, mine[2]),
         "step": lambda: going_on("step", step, placed),
     }
-    analysis: Any = jax.jit(functools.partial(forward_backward, task)).lower(*mine).cost_analysis()
     return Parts(
         programs=programs,
         step_on=lambda images: going_on("step", step, images)[1],
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
         bucket_bytes=layout.sizes,
-        flops=analysis["flops"],
+        flops=count_flops(functools.partial(forward_backward, task), *mine),
         engine=engine,
     )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdp.models.layers import BatchNorm, Conv, dropout, local_response_norm
+from jaxdp.models.on_cpu import max_pool
 
 # Table 1 of the paper: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection; and what comes between them: a pooling,
 # or an auxiliary head.
@@ -72,7 +73,7 @@ class _Inception(nnx.Module):
         self.pooled = conv(channels, pooled, 1, rngs=rngs)
 
     def __call__(self, x_BHWC: jax.Array, **options: Any) -> jax.Array:
-        pooled = nnx.max_pool(x_BHWC, (3, 3), strides=(1, 1), padding="SAME")
+        pooled = max_pool(x_BHWC, (3, 3), strides=(1, 1), padding="SAME")
         return jnp.concatenate(
             [
                 self.one(x_BHWC, **options),
@@ -187,7 +188,7 @@ class GoogLeNet(nnx.Module):
 
 
 def _pool(x_BHWC: jax.Array) -> jax.Array:
-    return nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding="SAME")
+    return max_pool(x_BHWC, (3, 3), strides=(2, 2), padding="SAME")
 
 
 GoogLeNetBN = functools.partial(GoogLeNet, normalised=True)

@@ -6,11 +6,12 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxdp.models.on_cpu import convolve
 
 _batch_sum: contextvars.ContextVar[Callable[[jax.Array], jax.Array] | None] = contextvars.ContextVar(
     "batch_sum", default=None
@@ -31,17 +32,7 @@ def batch_statistics_over(batch_sum: Callable[[jax.Array], jax.Array] | None) ->
         _batch_sum.reset(before)
 
 
-def _convolve(x_BHWC: jax.Array, kernel_HWCC: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, but for 1x1 kernels on a CPU, where a product of matrices is twice as fast."""
-    pads = not isinstance(padding, str) and any(map(any, padding))
-    if kernel_HWCC.shape[:2] != (1, 1) or pads or jax.default_backend() != "cpu":
-        return jax.lax.conv_general_dilated(x_BHWC, kernel_HWCC, strides, padding, **options)
-    seen_BHWC = x_BHWC[:, :: strides[0], :: strides[1]]
-    y_NC = seen_BHWC.reshape(-1, x_BHWC.shape[-1]) @ kernel_HWCC[0, 0]
-    return y_NC.reshape(*seen_BHWC.shape[:-1], -1)
-
-
-Conv = functools.partial(nnx.Conv, conv_general_dilated=_convolve)
+Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 
 
 class BatchNorm(nnx.BatchNorm):

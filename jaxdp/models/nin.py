@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdp.models.layers import Conv, dropout
+from jaxdp.models.on_cpu import max_pool
 
 # Size, channels, stride and padding of the convolution of each stage, each followed by two 1x1 convolutions: the
 # solvers' net of Caffe's model zoo (nin_imagenet). The last stage ends in as many channels as there are classes.
@@ -68,5 +69,5 @@ class NetworkInNetwork(nnx.Module):
             for conv in stage:
                 x_BHWC = nnx.relu(conv(x_BHWC))
             if index < len(self.stages) - 1:
-                x_BHWC = nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2))
+                x_BHWC = max_pool(x_BHWC, (3, 3), strides=(2, 2))
         return jnp.mean(x_BHWC, axis=(1, 2))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdp.models.layers import BatchNorm, Conv
+from jaxdp.models.on_cpu import max_pool
 
 Layer = Callable[..., Any]
 
@@ -139,7 +140,7 @@ class ResNet(nnx.Module):
         x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111)
         x_BHWC = nnx.relu(x_BHWC)
         if self.pools:
-            x_BHWC = nnx.max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x_BHWC = max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:
             x_BHWC = block(x_BHWC, train=train, mask_B111=mask_B111)
         return self.head(jnp.mean(x_BHWC, axis=(1, 2)))

@@ -1,0 +1,120 @@
+"""What CPUs compute in another way than other devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxdp.models import on_cpu
+from jaxdp.models.layers import Conv
+from jaxdp.models.on_cpu import count_flops, max_pool, plain_forms
+
+
+def gradients(function, *arguments, weights):
+    """Of the weighted sum of what it gives."""
+    return jax.jit(jax.grad(lambda *of: jnp.sum(function(*of) * weights), argnums=range(len(arguments))))(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def small_images_too(monkeypatch):
+    monkeypatch.setattr(on_cpu, "_FEWEST_PIXELS", 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "strides", "padding"),
+    [
+        ((7, 9), (3, 3), (1, 1), 1),
+        ((8, 8), (3, 3), (2, 2), 1),
+        ((9, 7), (7, 7), (2, 2), 3),
+        ((9, 8), (5, 2), (1, 2), ((2, 1), (0, 3))),
+        ((11, 11), (2, 3), (3, 1), "SAME"),
+        ((8, 9), (3, 3), (2, 3), "VALID"),
+        ((8, 8), (1, 1), (2, 2), 0),
+        ((8, 8), (1, 1), (1, 1), 1),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gradients_of_convolutions_are_those_of_xla(size, kernel, strides, padding, batch):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(batch, *size, 4)), jnp.float32)
+    conv = Conv(4, 5, kernel, strides=strides, padding=padding, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(conv)
+
+    def apply(x, state):
+        return nnx.merge(graph, state)(x)
+
+    with plain_forms():
+        y = apply(x, state)
+        weights = rng.normal(size=y.shape).astype(np.float32)
+        expected = gradients(apply, x, state, weights=weights)
+    ours = gradients(apply, x, state, weights=weights)
+    assert apply(x, state).shape == y.shape
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
+
+
+def test_the_gradient_of_a_kernel_is_a_product_of_matrices():
+    """And XLA's own operation where it is the faster one."""
+    x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
+
+    def text(x, kernel):
+        options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="SAME", **options)
+        return jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of)), argnums=1)).lower(x, kernel).as_text()
+
+    assert "dot_general" in text(x, kernel)
+    with plain_forms():
+        assert "dot_general" not in text(x, kernel)
+    assert "dot_general" not in text(x.astype("bfloat16"), kernel.astype("bfloat16"))
+
+
+def test_several_devices_have_gradients_of_their_own():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, same = jax.P("d"), jax.P()
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 16, 16, 3)), jnp.float32)
+    conv = Conv(3, 2, (3, 3), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(conv)
+
+    def gradient(x, state):
+        state = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, "d", to="varying"), state)
+        found = jax.grad(lambda state: jnp.sum(max_pool(nnx.merge(graph, state)(x), (3, 3), (2, 2)) ** 2))(state)
+        return jax.lax.psum(found, "d")
+
+    ours = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(split, same), out_specs=same))(x, state)
+    whole = jax.grad(lambda state: jnp.sum(max_pool(nnx.merge(graph, state)(x), (3, 3), (2, 2)) ** 2))(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, whole)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "strides", "padding"),
+    [
+        ((8, 8), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((9, 8), (3, 3), (2, 2), "SAME"),
+        ((9, 8), (3, 2), (2, 3), "VALID"),
+        ((5, 5), (3, 3), (1, 1), "SAME"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_max_pooling_are_those_of_xla(size, window, strides, padding, dtype):
+    """Of values many of which are equal."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 3, (2, *size, 3)), dtype)
+    pool = functools.partial(max_pool, window=window, strides=strides, padding=padding)
+    with plain_forms():
+        y = pool(x)
+        weights = rng.integers(1, 9, y.shape).astype(dtype)
+        expected = gradients(pool, x, weights=weights)
+    np.testing.assert_array_equal(pool(x), y)
+    np.testing.assert_array_equal(gradients(pool, x, weights=weights)[0], expected[0])
+
+
+def test_operations_are_counted_whatever_computes_them():
+    x, kernel = jnp.ones((8, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
+    options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="VALID", **options)
+    products = 2 * 8 * 14 * 14 * 9 * 4 * 4
+    counted = count_flops(jax.grad(lambda kernel: jnp.sum(convolve(x, kernel))), kernel)
+    assert products <= counted < 2.2 * products
