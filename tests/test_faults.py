@@ -66,13 +66,14 @@ def test_growth_is_told_from_noise():
             0: Use(300 + step % 3, 20, 10, 8 if step > 900 else 1),
             1: Use(300 + 0.02 * step, 20, 10, 0),
             2: Use(300, 20, 10 + (step > 900), 0),
-            3: Use(300, 20 + (step > 900), 10, 0),
+            3: Use(300, 20 + step // 50, 10, 0),
         }
 
     rows = endurance.growth([(step, uses(step)) for step in range(0, 1000, 10)], 1000, 4)
     assert [row.is_flat for row in rows] == [True, False, False, False]
     assert rows[1].of_memory == pytest.approx(0.053, abs=0.002)
     assert (rows[2].warm.threads, rows[2].last.threads) == (10, 11)
+    assert (rows[3].warm.files, rows[3].last.files) == (23, 38.5)
 
 
 @TAKES_LONG

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxdp import compat, parse
+from jaxdp import compat, launcher, parse
 from jaxdp import world as world_module
 from jaxdp.bench.step_parts import Setting, make_parts
 from jaxdp.bench.turns import Turns
@@ -52,8 +52,10 @@ def serve(world: World) -> None:
 
 def main() -> None:
     # A core of its own, as far as there are, before anything counts those that there are.
+    place = launcher.place()
+    assert place is not None
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(os.environ["PMI_RANK"]) % len(cores)]})
+    os.sched_setaffinity(0, {cores[place.rank % len(cores)]})
     world_module.run(serve)
 
 

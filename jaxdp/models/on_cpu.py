@@ -1,6 +1,6 @@
 """Convolutions and max pooling in the forms that XLA's CPU back end is fast at.
 
-It multiplies matrices at up to five times the speed at which it finds the gradient of a convolution's kernel, and the
+It multiplies matrices at several times the speed at which it finds the gradient of a convolution's kernel, and the
 gradient of its max pooling is a scatter. Other devices, and whoever asks for `plain_forms`, get XLA's own operations.
 """
 
@@ -49,6 +49,11 @@ def _applies() -> bool:
     return jax.default_backend() == "cpu" and not _is_plain.get()
 
 
+def _pads(x_BHWC: jax.Array, window: tuple[int, int], strides: Any, padding: Any) -> Pads:
+    """Down and across, the pixels before and behind."""
+    return jax.lax.padtype_to_pads(x_BHWC.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding
+
+
 def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
     """`jax.lax.conv_general_dilated`, channels last."""
 
@@ -59,9 +64,7 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
     is_dense = channels == x_BHWC.shape[-1] and {*options["lhs_dilation"], *options["rhs_dilation"]} == {1}
     if not _applies() or not is_dense:
         return convolution(x_BHWC, kernel_HWCD)
-    pads = padding
-    if isinstance(padding, str):
-        pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], (height, width), strides, padding)
+    pads = _pads(x_BHWC, (height, width), strides, padding)
     if height == width == 1 and not any(map(any, pads)):
         seen_BHWC = x_BHWC[:, :: strides[0], :: strides[1]]
         y_ND = seen_BHWC.reshape(-1, channels) @ kernel_HWCD[0, 0]
@@ -138,9 +141,7 @@ def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int
     pool = functools.partial(nnx.max_pool, window_shape=window, strides=strides, padding=padding)
     if not _applies():
         return pool(x_BHWC)
-    pads = padding
-    if isinstance(padding, str):
-        pads = jax.lax.padtype_to_pads(x_BHWC.shape[1:3], window, strides, padding)
+    pads = _pads(x_BHWC, window, strides, padding)
 
     @jax.custom_vjp
     def pooled(x_BHWC: jax.Array) -> jax.Array:

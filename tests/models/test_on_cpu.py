@@ -12,6 +12,9 @@ from jaxdp.models import on_cpu
 from jaxdp.models.layers import Conv
 from jaxdp.models.on_cpu import count_flops, max_pool, plain_forms
 
+# Of `convolve`, as nnx.Conv gives them.
+OPTIONS = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
 
 def gradients(function, *arguments, weights):
     """Of the weighted sum of what it gives."""
@@ -55,19 +58,20 @@ def test_gradients_of_convolutions_are_those_of_xla(size, kernel, strides, paddi
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
 
 
-def test_the_gradient_of_a_kernel_is_a_product_of_matrices():
+def test_the_gradient_of_a_kernel_is_a_product_of_matrices(monkeypatch):
     """And XLA's own operation where it is the faster one."""
     x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
 
     def text(x, kernel):
-        options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-        convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="SAME", **options)
+        convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="SAME", **OPTIONS)
         return jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of)), argnums=1)).lower(x, kernel).as_text()
 
     assert "dot_general" in text(x, kernel)
     with plain_forms():
         assert "dot_general" not in text(x, kernel)
     assert "dot_general" not in text(x.astype("bfloat16"), kernel.astype("bfloat16"))
+    monkeypatch.setattr(on_cpu, "_FEWEST_PIXELS", 257)
+    assert "dot_general" not in text(x, kernel)
 
 
 def test_several_devices_have_gradients_of_their_own():
@@ -113,8 +117,7 @@ def test_gradients_of_max_pooling_are_those_of_xla(size, window, strides, paddin
 
 def test_operations_are_counted_whatever_computes_them():
     x, kernel = jnp.ones((8, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
-    options = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="VALID", **options)
+    convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="VALID", **OPTIONS)
     products = 2 * 8 * 14 * 14 * 9 * 4 * 4
     counted = count_flops(jax.grad(lambda kernel: jnp.sum(convolve(x, kernel))), kernel)
     assert products <= counted < 2.2 * products
