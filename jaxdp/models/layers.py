@@ -51,24 +51,23 @@ class BatchNorm(nnx.BatchNorm):
           use_running_average: normalise by the running statistics.
           mask: bool [B, 1, ...], which examples count.
         """
-        batch_sum = _batch_sum.get()
-        if use_running_average or batch_sum is None:
-            return super().__call__(x_BX, use_running_average, mask=mask)
+        if use_running_average:
+            return super().__call__(x_BX, use_running_average)
         precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
         axes = tuple(range(x_BX.ndim - 1))
         # Where x is, so that it varies over the same devices.
         ones_BX = jnp.ones_like(precise_BX[..., :1])
         parts = [jnp.sum(part_BX, axes, where=mask) for part_BX in (precise_BX, jnp.square(precise_BX), ones_BX)]
-        mean_C, square_C, count_1 = jnp.split(batch_sum(jnp.concatenate(parts)), [x_BX.shape[-1], 2 * x_BX.shape[-1]])
-        mean_C, square_C = mean_C / count_1, square_C / count_1
+        if batch_sum := _batch_sum.get():
+            parts = jnp.split(batch_sum(jnp.concatenate(parts)), [x_BX.shape[-1], 2 * x_BX.shape[-1]])
+        mean_C, square_C = (part / parts[2] for part in parts[:2])
         variance_C = jnp.maximum(0.0, square_C - jnp.square(mean_C))
         for running, now_C in ((self.mean, mean_C), (self.var, variance_C)):
             running[...] = self.momentum * running[...] + (1 - self.momentum) * now_C
-        y_BX = (precise_BX - mean_C) * jax.lax.rsqrt(variance_C + self.epsilon)
-        scaled_BX = y_BX * (1.0 if self.scale is None else self.scale[...]) + (
-            0.0 if self.bias is None else self.bias[...]
-        )
-        return scaled_BX.astype(x_BX.dtype if self.dtype is None else self.dtype)
+        # A product and a sum: neither this nor its gradient needs x less its mean, an array that would be kept.
+        factor_C = jax.lax.rsqrt(variance_C + self.epsilon) * (1.0 if self.scale is None else self.scale[...])
+        shift_C = (0.0 if self.bias is None else self.bias[...]) - mean_C * factor_C
+        return (precise_BX * factor_C + shift_C).astype(x_BX.dtype if self.dtype is None else self.dtype)
 
 
 def dropout(x_BX: jax.Array, rate: float, key_B: jax.Array | None, *, layer: int) -> jax.Array:
