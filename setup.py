@@ -5,6 +5,7 @@ import os
 import pathlib
 import shlex
 import subprocess
+from importlib.metadata import PackageNotFoundError, distribution
 
 from setuptools import Extension, setup
 
@@ -41,24 +42,51 @@ def xla_headers() -> str:
     return str(pathlib.Path(found.origin).parent / "include")
 
 
+def found_onednn() -> tuple[list[str], list[str]] | None:
+    """What oneDNN and its threads (TBB) add to compile, and to link, where their packages are installed."""
+    packages = ("onednn-devel-cpu-tbb", "onednn-cpu-tbb", "tbb-devel", "tbb")
+    try:
+        files = [file for package in packages for file in distribution(package).files or []]
+    except PackageNotFoundError:
+        return None
+
+    def where(end: str) -> pathlib.Path:
+        return pathlib.Path(next(file for file in files if file.as_posix().endswith(end)).locate()).resolve()
+
+    headers = ("/include/oneapi/dnnl/dnnl.hpp", "/include/oneapi/tbb/task_arena.h")
+    compiling = [flag for header in headers for flag in ("-isystem", str(where(header).parents[2]))]
+    return compiling, [str(where(library)) for library in ("/libdnnl.so.3", "/libtbb.so.12")]
+
+
 compiling, linking = mpi_flags()
 common = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-pthread", "-fvisibility=hidden"]
-setup(
-    ext_modules=[
+extensions = [
+    Extension(
+        f"jaxdp.native._engine_{mpi_abi()}",
+        sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "doors", "engine")],
+        depends=[f"jaxdp/native/{name}.h" for name in ("arithmetic", "engine")],
+        extra_compile_args=[*common, *compiling, "-isystem", xla_headers()],
+        extra_link_args=["-pthread", *linking],
+        language="c++",
+    ),
+    Extension(
+        "jaxdp.native._rows",
+        sources=["jaxdp/native/rows.cc"],
+        extra_compile_args=common,
+        extra_link_args=["-pthread"],
+        language="c++",
+    ),
+]
+# Other CPUs than x86 have no such packages: XLA's own convolutions serve there.
+if onednn := found_onednn():
+    extensions.append(
         Extension(
-            f"jaxdp.native._engine_{mpi_abi()}",
-            sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "doors", "engine")],
-            depends=[f"jaxdp/native/{name}.h" for name in ("arithmetic", "engine")],
-            extra_compile_args=[*common, *compiling, "-isystem", xla_headers()],
-            extra_link_args=["-pthread", *linking],
+            "jaxdp.native._convolutions",
+            sources=["jaxdp/native/convolutions.cc"],
+            extra_compile_args=[*common, *onednn[0], "-isystem", xla_headers()],
+            # Whoever loads this has loaded those, from wherever they are then.
+            extra_link_args=onednn[1],
             language="c++",
-        ),
-        Extension(
-            "jaxdp.native._rows",
-            sources=["jaxdp/native/rows.cc"],
-            extra_compile_args=common,
-            extra_link_args=["-pthread"],
-            language="c++",
-        ),
-    ]
-)
+        )
+    )
+setup(ext_modules=extensions)

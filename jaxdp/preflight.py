@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jaxdp import __version__
+from jaxdp import __version__, native
 from jaxdp.state import named_leaves
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def software(world: World) -> dict[str, str]:
         "Python": platform.python_version(),
         "MPI": world.library,
         **versions,
+        "oneDNN": native.onednn() or "not installed",
     }
 
 

@@ -1,7 +1,7 @@
-"""Convolutions and max pooling in the forms that XLA's CPU back end is fast at.
+"""Convolutions and max pooling for CPUs, where XLA's own are slow.
 
-It multiplies matrices at several times the speed at which it finds the gradient of a convolution's kernel, and the
-gradient of its max pooling is a scatter. Other devices, and whoever asks for `plain_forms`, get XLA's own operations.
+oneDNN, where it is installed, computes convolutions; the gradient of max pooling is no scatter. Other devices, and
+whoever asks for `plain_forms`, get XLA's own operations.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-# Of an image that comes out of a convolution: with fewer, XLA's own gradient of the kernel is as fast.
-_FEWEST_PIXELS = 200
+from jaxdp import launcher, native
+
+_TARGET = "jaxdp_convolution"
+# As in native/convolutions.cc.
+_OUTPUT, _INPUT_GRADIENT, _KERNEL_GRADIENT = range(3)
 
 Pads = Sequence[tuple[int, int]]
 
@@ -62,78 +67,46 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
 
     height, width, channels, _ = kernel_HWCD.shape
     is_dense = channels == x_BHWC.shape[-1] and {*options["lhs_dilation"], *options["rhs_dilation"]} == {1}
-    if not _applies() or not is_dense:
+    if not (_applies() and is_dense and x_BHWC.dtype.name in _dtypes()):
         return convolution(x_BHWC, kernel_HWCD)
-    pads = _pads(x_BHWC, (height, width), strides, padding)
-    if height == width == 1 and not any(map(any, pads)):
-        seen_BHWC = x_BHWC[:, :: strides[0], :: strides[1]]
-        y_ND = seen_BHWC.reshape(-1, channels) @ kernel_HWCD[0, 0]
-        return y_ND.reshape(*seen_BHWC.shape[:-1], -1)
-    return _with_products(convolution, tuple(strides), pads)(x_BHWC, kernel_HWCD)
-
-
-def _with_products(convolution: Callable[..., jax.Array], strides: tuple[int, int], pads: Pads) -> Callable:
-    """The convolution, with the gradient of its kernel by products of matrices where these are faster."""
+    like_BHWD = jax.eval_shape(convolution, x_BHWC, kernel_HWCD)
+    compute = functools.partial(_by_onednn, strides=strides, pads=_pads(x_BHWC, (height, width), strides, padding))
 
     @jax.custom_vjp
     def convolved(x_BHWC: jax.Array, kernel_HWCD: jax.Array) -> jax.Array:
-        return convolution(x_BHWC, kernel_HWCD)
+        return compute(_OUTPUT, like_BHWD, x_BHWC, kernel_HWCD)
 
     def forward(x_BHWC: jax.Array, kernel_HWCD: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return convolution(x_BHWC, kernel_HWCD), (x_BHWC, kernel_HWCD)
+        return convolved(x_BHWC, kernel_HWCD), (x_BHWC, kernel_HWCD)
 
     def backward(saved: tuple[jax.Array, jax.Array], g_BHWD: jax.Array) -> tuple[jax.Array, jax.Array]:
         x_BHWC, kernel_HWCD = saved
-        _, gradients = jax.vjp(convolution, x_BHWC, kernel_HWCD)
-        to_x, to_kernel = gradients(g_BHWD)
-        if g_BHWD.shape[1] * g_BHWD.shape[2] >= _FEWEST_PIXELS and g_BHWD.dtype == jnp.float32:
-            to_kernel = kernel_gradient(x_BHWC, g_BHWD, kernel_HWCD.shape[:2], strides, pads)
-        return to_x, to_kernel
+        return (
+            compute(_INPUT_GRADIENT, x_BHWC, kernel_HWCD, g_BHWD),
+            compute(_KERNEL_GRADIENT, kernel_HWCD, x_BHWC, g_BHWD),
+        )
 
     convolved.defvjp(forward, backward)
-    return convolved
+    return convolved(x_BHWC, kernel_HWCD)
 
 
-def kernel_gradient(
-    x_BHWC: jax.Array, g_BHWD: jax.Array, window: tuple[int, ...], strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    """The gradient of a convolution's kernel, float [kernel height, kernel width, C, D].
+@functools.cache
+def _dtypes() -> tuple[str, ...]:
+    """In which oneDNN computes here: none where it is not installed."""
+    library = native.convolutions()
+    if library is None:
+        return ()
+    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.jaxdp_xla_convolution), platform="cpu")
+    return ("float32", "bfloat16") if library.jaxdp_has_bfloat16() else ("float32",)
 
-    An image's pixels stand side by side as often as the kernel is wide, each time a column on, and their gradient as
-    often as it is high, each time a row on; then all is one product, for each row of a stride. Image by image, as that
-    stays in the caches.
 
-    Args:
-      x_BHWC: what went in.
-      g_BHWD: the gradient of what came out.
-      window: height and width of the kernel.
-      strides: down and across.
-      pads: likewise, pixels before and behind.
-    """
-    (height, width), (down, across) = window, strides
-    rows, columns = g_BHWD.shape[1:3]
-    phases = [len(range(phase, height, down)) for phase in range(min(height, down))]
-    shapes = [(width, x_BHWC.shape[-1], taps, g_BHWD.shape[-1]) for taps in phases]
-
-    def add(totals: list[jax.Array], image: tuple[jax.Array, jax.Array]) -> tuple[list[jax.Array], None]:
-        x_HWC, g_HWD = image
-        x_HWC = jnp.pad(x_HWC, (*pads, (0, 0)))
-        last = across * (columns - 1) + 1
-        beside_HWC = jnp.concatenate([x_HWC[:, tap : tap + last : across] for tap in range(width)], -1)
-        sums = []
-        for phase, (taps, total) in enumerate(zip(phases, totals, strict=True)):
-            seen = rows + taps - 1
-            x_NC = beside_HWC[phase : phase + down * (seen - 1) + 1 : down].reshape(seen * columns, -1)
-            shifted = [jnp.pad(g_HWD, ((tap, taps - 1 - tap), (0, 0), (0, 0))) for tap in range(taps)]
-            g_ND = jnp.concatenate(shifted, -1).reshape(seen * columns, -1)
-            sums.append(total + (x_NC.T @ g_ND).reshape(total.shape))
-        return sums, None
-
-    # Zeros that vary over the devices, as what is added to them does.
-    zero = (0 * jnp.isnan(g_BHWD[0, 0, 0, 0])).astype(g_BHWD.dtype)
-    nothing = [jnp.zeros(shape, g_BHWD.dtype) + zero for shape in shapes]
-    totals, _ = jax.lax.scan(add, nothing, (x_BHWC, g_BHWD))
-    return jnp.stack([totals[tap % down][:, :, tap // down] for tap in range(height)])
+def _by_onednn(wanted: int, like: Any, *given: jax.Array, strides: Any, pads: Pads) -> jax.Array:
+    """One of a convolution's input, kernel and output, of those or their gradients, by the other two, in this order."""
+    # As XLA has for all its devices of this process.
+    threads = int(os.environ.get("NPROC", launcher.cores()))
+    integers = {"strides": np.array(strides, np.int64), "pads": np.array(pads, np.int64).ravel()}
+    of_program = jax.ffi.ffi_call(_TARGET, jax.eval_shape(lambda array: array, like))
+    return of_program(*given, wanted=np.int64(wanted), threads=np.int64(threads), **integers)
 
 
 def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Any = "VALID") -> jax.Array:

@@ -1,13 +1,14 @@
-"""C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and rows.
+"""C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and two more.
 
-`engine.h` says what the engine does, `doors.cc` holds the functions of it that this module calls; `rows.cc` copies rows
-of images, and needs no MPI.
+`engine.h` says what the engine does, `doors.cc` holds the functions of it that this module calls. These need no MPI:
+`rows.cc` copies rows of images, `convolutions.cc` has oneDNN compute convolutions.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 from typing import Any
 
@@ -46,6 +47,14 @@ _ROWS: dict[str, tuple[Any, list[Any]]] = {
         ],
     ),
 }
+_CONVOLUTIONS: dict[str, tuple[Any, list[Any]]] = {"jaxdp_has_bfloat16": (ctypes.c_bool, [])}
+# Libraries that it is linked with, by the packages that bring them, in the order of their needs.
+_SHARED = (
+    ("tbb", "libtbb.so.12"),
+    ("intel-cmplr-lib-rt", "libintlc.so.5"),
+    ("intel-cmplr-lib-rt", "libimf.so"),
+    ("onednn-cpu-tbb", "libdnnl.so.3"),
+)
 
 
 @functools.cache
@@ -69,6 +78,26 @@ def rows() -> ctypes.CDLL:
       ValueError: they have not been built.
     """
     return _load("_rows", _ROWS, "")
+
+
+@functools.cache
+def convolutions() -> ctypes.CDLL | None:
+    """The compiled convolutions; None where oneDNN is not installed, or was not when this was built."""
+    if importlib.util.find_spec("jaxdp.native._convolutions") is None:
+        return None
+    # What ours asks for by name is then there; the linker would not look where the packages are.
+    for package, name in _SHARED:
+        try:
+            files = importlib.metadata.files(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        ctypes.CDLL(str(next(file for file in files if file.name == name).locate()))
+    return _load("_convolutions", _CONVOLUTIONS, "")
+
+
+def onednn() -> str | None:
+    """The version of oneDNN, where convolutions are its."""
+    return importlib.metadata.version("onednn-cpu-tbb") if convolutions() else None
 
 
 def _load(name: str, functions: dict[str, tuple[Any, list[Any]]], by: str) -> ctypes.CDLL:

@@ -47,12 +47,12 @@ def shown(tmp_path, *, driver=None, **environment):
 @pytest.mark.parametrize(
     ("driver", "asked", "extras"),
     [
-        (None, None, "plot,test"),
+        (None, None, "plot,test,cpu"),
         ("580.65.06", None, "plot,test,cuda13"),
         ("570.86.15", None, "plot,test,cuda12"),
-        ("470.1", None, "plot,test"),
+        ("470.1", None, "plot,test,cpu"),
         ("580.65.06", "12", "plot,test,cuda12"),
-        ("580.65.06", "none", "plot,test"),
+        ("580.65.06", "none", "plot,test,cpu"),
         (None, "13", "plot,test,cuda13"),
     ],
 )

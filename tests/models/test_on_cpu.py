@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxdp import native
 from jaxdp.models import on_cpu
 from jaxdp.models.layers import Conv
 from jaxdp.models.on_cpu import count_flops, max_pool, plain_forms
@@ -21,9 +22,7 @@ def gradients(function, *arguments, weights):
     return jax.jit(jax.grad(lambda *of: jnp.sum(function(*of) * weights), argnums=range(len(arguments))))(*arguments)
 
 
-@pytest.fixture(autouse=True)
-def small_images_too(monkeypatch):
-    monkeypatch.setattr(on_cpu, "_FEWEST_PIXELS", 1)
+NEEDS_ONEDNN = pytest.mark.skipif(native.convolutions() is None, reason="oneDNN is not installed")
 
 
 @pytest.mark.parametrize(
@@ -39,11 +38,12 @@ def small_images_too(monkeypatch):
         ((8, 8), (1, 1), (1, 1), 1),
     ],
 )
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_gradients_of_convolutions_are_those_of_xla(size, kernel, strides, padding, batch):
+def test_convolutions_and_their_gradients_are_those_of_xla(size, kernel, strides, padding, batch, dtype, error):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, *size, 4)), jnp.float32)
-    conv = Conv(4, 5, kernel, strides=strides, padding=padding, rngs=nnx.Rngs(0))
+    conv = Conv(4, 5, kernel, strides=strides, padding=padding, dtype=dtype, rngs=nnx.Rngs(0))
     graph, state = nnx.split(conv)
 
     def apply(x, state):
@@ -53,25 +53,68 @@ def test_gradients_of_convolutions_are_those_of_xla(size, kernel, strides, paddi
         y = apply(x, state)
         weights = rng.normal(size=y.shape).astype(np.float32)
         expected = gradients(apply, x, state, weights=weights)
+    found = apply(x, state)
+    assert (found.shape, found.dtype) == (y.shape, dtype)
+    np.testing.assert_allclose(np.float32(found), np.float32(y), rtol=error, atol=error)
     ours = gradients(apply, x, state, weights=weights)
-    assert apply(x, state).shape == y.shape
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=error, atol=error), ours, expected)
 
 
-def test_the_gradient_of_a_kernel_is_a_product_of_matrices(monkeypatch):
-    """And XLA's own operation where it is the faster one."""
+def text(x, kernel, **options):
+    """The program of a convolution's gradients."""
+    convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding=((1, 1), (1, 1)), **(OPTIONS | options))
+    return jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of) ** 2), argnums=(0, 1))).lower(x, kernel).as_text()
+
+
+@NEEDS_ONEDNN
+def test_onednn_computes_what_it_can(monkeypatch):
     x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
-
-    def text(x, kernel):
-        convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="SAME", **OPTIONS)
-        return jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of)), argnums=1)).lower(x, kernel).as_text()
-
-    assert "dot_general" in text(x, kernel)
+    assert text(x, kernel).count("@jaxdp_convolution") == 3
     with plain_forms():
-        assert "dot_general" not in text(x, kernel)
-    assert "dot_general" not in text(x.astype("bfloat16"), kernel.astype("bfloat16"))
-    monkeypatch.setattr(on_cpu, "_FEWEST_PIXELS", 257)
-    assert "dot_general" not in text(x, kernel)
+        assert "jaxdp_convolution" not in text(x, kernel)
+    assert "jaxdp_convolution" not in text(x.astype("float16"), kernel.astype("float16"))
+    assert "jaxdp_convolution" not in text(x, kernel, lhs_dilation=(2, 2))
+    assert "jaxdp_convolution" not in text(x, kernel[:, :, :2], feature_group_count=2)
+    monkeypatch.setattr(on_cpu, "_dtypes", lambda: ("float32",))
+    assert "jaxdp_convolution" not in text(x.astype("bfloat16"), kernel.astype("bfloat16"))
+
+
+def test_xla_computes_where_onednn_is_not_installed(monkeypatch):
+    monkeypatch.setattr(native, "convolutions", lambda: None)
+    monkeypatch.setattr(on_cpu, "_dtypes", on_cpu._dtypes.__wrapped__)
+    assert "jaxdp_convolution" not in text(jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4)))
+
+
+@NEEDS_ONEDNN
+def test_what_onednn_refuses_is_said():
+    x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
+    like = jax.ShapeDtypeStruct((2, 99, 16, 4), jnp.float32)
+    text(x, kernel)  # for its target to be known
+    compute = functools.partial(on_cpu._by_onednn, 0, like, strides=(1, 1), pads=((1, 1), (1, 1)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a convolution by oneDNN failed: could not create"):
+        jax.jit(compute)(x, kernel)
+
+
+@NEEDS_ONEDNN
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_many_convolutions_at_once(monkeypatch, threads):
+    """As many as XLA has threads for, whatever number of them is said to compute."""
+    monkeypatch.setenv("NPROC", threads)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 9, 9, 8)), jnp.float32)
+    kernels = jnp.asarray(rng.normal(size=(16, 3, 3, 8, 8)), jnp.float32)
+
+    def loss(kernels):
+        convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="SAME", **OPTIONS)
+        return sum(jnp.sum(jnp.sin(convolve(x, kernel))) for kernel in kernels)
+
+    with plain_forms():
+        expected = jax.jit(jax.grad(loss))(kernels)
+    gradient = jax.jit(jax.grad(loss))
+    first = np.asarray(gradient(kernels))
+    np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-4)
+    for _ in range(5):
+        np.testing.assert_array_equal(gradient(kernels), first)
 
 
 def test_several_devices_have_gradients_of_their_own():

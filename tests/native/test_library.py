@@ -1,3 +1,5 @@
+import importlib.metadata
+
 import pytest
 
 from jaxdp import native
@@ -11,3 +13,18 @@ def test_an_engine_that_is_not_built_for_this_mpi_is_missed(monkeypatch):
         with pytest.raises(ValueError, match=f"the native part of jaxdp is not built with {mpi}'s mpicc: run ./launch"):
             native.engine(mpi)
     assert [name.split("_")[-1] for name in looked_for] == ["openmpi", "mpich", "mpich"]
+
+
+def test_convolutions_are_there_where_onednn_is(monkeypatch):
+    installed = True
+    try:
+        importlib.metadata.version("onednn-cpu-tbb")
+    except importlib.metadata.PackageNotFoundError:
+        installed = False
+    assert (native.convolutions() is not None) == installed
+    assert (native.onednn() is not None) == installed
+    monkeypatch.setattr(native, "_SHARED", (("a-package-that-is-not-there", "lib.so"),))
+    native.convolutions.cache_clear()
+    assert native.convolutions() is None
+    assert native.onednn() is None
+    native.convolutions.cache_clear()
