@@ -54,7 +54,7 @@ class Setting:
     engine: str = "native"
     model: str = "resnet18"
     image_size: int | None = None
-    batch: int = 16
+    batch: int = 24
     dtype: str = "float32"
     algorithm: str = "multicolor"
     wire: str = "float32"
