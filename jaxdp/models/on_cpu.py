@@ -70,6 +70,7 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
     if not (_applies() and is_dense and x_BHWC.dtype.name in _dtypes()):
         return convolution(x_BHWC, kernel_HWCD)
     like_BHWD = jax.eval_shape(convolution, x_BHWC, kernel_HWCD)
+    assert like_BHWD.dtype == x_BHWC.dtype, "oneDNN is told one dtype of all three"
     compute = functools.partial(_by_onednn, strides=strides, pads=_pads(x_BHWC, (height, width), strides, padding))
 
     @jax.custom_vjp
