@@ -48,11 +48,11 @@ class BatchNorm(nnx.BatchNorm):
 
         Args:
           x_BX: [B, ..., C].
-          use_running_average: normalise by the running statistics.
+          use_running_average: normalise by the running statistics; None for what the layer was made with.
           mask: bool [B, 1, ...], which examples count.
         """
-        if use_running_average:
-            return super().__call__(x_BX, use_running_average)
+        if self.use_running_average if use_running_average is None else use_running_average:
+            return super().__call__(x_BX, use_running_average=True)
         precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
         axes = tuple(range(x_BX.ndim - 1))
         # Where x is, so that it varies over the same devices.

@@ -39,3 +39,13 @@ def test_batch_normalisation_is_that_of_flax(dtype, options, num_real):
         found.append([y, still, *map(nnx.to_pure_dict, (after, gradients[0])), gradients[1]])
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.02, "atol": 0.05}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), *found)
+
+
+def test_evaluation_may_be_a_setting_of_the_layer():
+    x = jnp.linspace(1.0, 2.0, 12).reshape(2, 6)
+    norm = BatchNorm(6, rngs=nnx.Rngs(0))
+    norm.eval()
+    np.testing.assert_array_equal(norm(x), norm(x, use_running_average=True))
+    np.testing.assert_array_equal(norm.mean[...], np.zeros(6))
+    norm.train()
+    assert np.any(norm(x) != norm(x, use_running_average=True))
