@@ -106,7 +106,7 @@ def _by_onednn(wanted: int, like: Any, *given: jax.Array, strides: Any, pads: Pa
     # As XLA has for all its devices of this process.
     threads = int(os.environ.get("NPROC", launcher.cores()))
     integers = {"strides": np.array(strides, np.int64), "pads": np.array(pads, np.int64).ravel()}
-    of_program = jax.ffi.ffi_call(_TARGET, jax.eval_shape(lambda array: array, like))
+    of_program = jax.ffi.ffi_call(_TARGET, like)
     return of_program(*given, wanted=np.int64(wanted), threads=np.int64(threads), **integers)
 
 

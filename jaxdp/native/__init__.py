@@ -83,21 +83,31 @@ def rows() -> ctypes.CDLL:
 @functools.cache
 def convolutions() -> ctypes.CDLL | None:
     """The compiled convolutions; None where oneDNN is not installed, or was not when this was built."""
-    if importlib.util.find_spec("jaxdp.native._convolutions") is None:
+    shared = _shared()
+    if shared is None:
         return None
     # What ours asks for by name is then there; the linker would not look where the packages are.
-    for package, name in _SHARED:
-        try:
-            files = importlib.metadata.files(package) or []
-        except importlib.metadata.PackageNotFoundError:
-            return None
-        ctypes.CDLL(str(next(file for file in files if file.name == name).locate()))
+    for path in shared:
+        ctypes.CDLL(path)
     return _load("_convolutions", _CONVOLUTIONS, "")
 
 
 def onednn() -> str | None:
-    """The version of oneDNN, where convolutions are its."""
-    return importlib.metadata.version("onednn-cpu-tbb") if convolutions() else None
+    """The version of oneDNN, where convolutions are its; loads nothing."""
+    return importlib.metadata.version("onednn-cpu-tbb") if _shared() else None
+
+
+def _shared() -> list[str] | None:
+    """The files of `_SHARED`; None unless all are there, and what is linked with them."""
+    if importlib.util.find_spec("jaxdp.native._convolutions") is None:
+        return None
+    try:
+        return [
+            str(next(file for file in importlib.metadata.files(package) or [] if file.name == name).locate())
+            for package, name in _SHARED
+        ]
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _load(name: str, functions: dict[str, tuple[Any, list[Any]]], by: str) -> ctypes.CDLL:

@@ -135,9 +135,10 @@ class Room {
 
   char* of(size_t bytes) {
     if (block.bytes < bytes) {
-      block.data.reset(static_cast<char*>(std::aligned_alloc(kAlignment, bytes)));
-      block.bytes = block.data == nullptr ? 0 : bytes;
-      if (block.data == nullptr) throw std::bad_alloc();
+      auto* const made = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
+      if (made == nullptr) throw std::bad_alloc();
+      block.data.reset(made);
+      block.bytes = bytes;
     }
     return block.data.get();
   }
