@@ -182,7 +182,11 @@ class World:
         """Ends all ranks at once, wherever they are: those that wait in MPI for this one would wait for ever."""
         sys.stdout.flush()
         sys.stderr.flush()
-        self.host_comm.Abort(code)
+        from mpi4py import MPI
+
+        # Of any other communicator MPICH's abort is a message to its ranks and an exit of this one: who is quicker, the
+        # launcher that kills the others or the message, decides which code the job has.
+        MPI.COMM_WORLD.Abort(code)
         raise AssertionError("MPI_Abort returned")
 
 
