@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxdp import launcher, native
+from jaxdp import native
 
 _TARGET = "jaxdp_convolution"
 # As in native/convolutions.cc.
@@ -103,11 +102,9 @@ def _dtypes() -> tuple[str, ...]:
 
 def _by_onednn(wanted: int, like: Any, *given: jax.Array, strides: Any, pads: Pads) -> jax.Array:
     """One of a convolution's input, kernel and output, of those or their gradients, by the other two, in this order."""
-    # As XLA has for all its devices of this process.
-    threads = int(os.environ.get("NPROC", launcher.cores()))
     integers = {"strides": np.array(strides, np.int64), "pads": np.array(pads, np.int64).ravel()}
     of_program = jax.ffi.ffi_call(_TARGET, like)
-    return of_program(*given, wanted=np.int64(wanted), threads=np.int64(threads), **integers)
+    return of_program(*given, wanted=np.int64(wanted), **integers)
 
 
 def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Any = "VALID") -> jax.Array:

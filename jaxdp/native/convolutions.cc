@@ -1,8 +1,10 @@
 // Convolutions of XLA's programs on CPUs, by oneDNN: images are [B, H, W, C], kernels [height, width, C, D].
 
 #include <algorithm>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <exception>
 #include <map>
 #include <memory>
@@ -14,6 +16,7 @@
 
 #include "oneapi/dnnl/dnnl.hpp"
 #include "oneapi/tbb/task_arena.h"
+#include "oneapi/tbb/task_group.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -81,22 +84,53 @@ struct Convolution {
   }
 };
 
-// So many threads, and what has been made for them. Calls may meet here: no more threads are at work for that, and
-// primitives have no memory of their own.
-class Threads {
+// Memory of one call, and the arena in which threads work at it.
+class Room {
  public:
-  static Threads& of(int64_t number) {
-    static std::mutex mutex;
-    static std::map<int64_t, Threads> all;
-    std::lock_guard lock(mutex);
-    return all.try_emplace(number, number).first->second;
+  explicit Room(int64_t threads) : arena(static_cast<int>(threads), static_cast<unsigned>(threads)) {}
+
+  char* of(size_t bytes) {
+    if (size < bytes) {
+      auto* const made = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
+      if (made == nullptr) throw std::bad_alloc();
+      data.reset(made);
+      size = bytes;
+    }
+    return data.get();
   }
 
-  explicit Threads(int64_t number) : arena(static_cast<int>(number)) {}
+  // All of its places are for threads that enter by themselves: none of TBB's own comes.
+  tbb::task_arena arena;
 
-  template <typename Function>
-  void run(const Function& function) {
-    arena.execute(function);
+ private:
+  std::unique_ptr<char, void (*)(void*)> data{nullptr, std::free};
+  size_t size = 0;
+};
+
+// What has been made for so many threads. Rooms are handed on from call to call, as fresh memory costs page faults; so
+// there are as many as calls at a time. Primitives have no memory of their own.
+class Workshop {
+ public:
+  static Workshop& of(int64_t threads) {
+    static std::mutex mutex;
+    static std::map<int64_t, Workshop> all;
+    std::lock_guard lock(mutex);
+    return all.try_emplace(threads, threads).first->second;
+  }
+
+  explicit Workshop(int64_t threads) : threads(threads) {}
+
+  std::unique_ptr<Room> take() {
+    std::lock_guard lock(mutex);
+    if (rooms.empty()) return std::make_unique<Room>(threads);
+    auto room = std::move(rooms.back());
+    rooms.pop_back();
+    return room;
+  }
+
+  void give_back(std::unique_ptr<Room> room) {
+    std::lock_guard lock(mutex);
+    rooms.push_back(std::move(room));
   }
 
   const Convolution& find(Wanted wanted, const Shapes& shapes) {
@@ -111,47 +145,66 @@ class Threads {
   }
 
  private:
-  tbb::task_arena arena;
+  const int64_t threads;
   std::mutex mutex;
+  std::vector<std::unique_ptr<Room>> rooms;
   std::map<std::vector<int64_t>, std::unique_ptr<Convolution>> convolutions;
 };
 
-// Memory of one call. It is handed on from call to call, as fresh memory costs page faults; so there are as many as
-// calls at a time.
-class Room {
+// Other threads of XLA's pool that work beside this one in an arena, for as long as this lives. With threads of TBB's
+// own there would be more than cores, and those that wait for work would take the time of those that have some.
+class Company {
  public:
-  Room() {
-    std::lock_guard lock(mutex);
-    if (!left.empty()) {
-      block = std::move(left.back());
-      left.pop_back();
+  Company(ffi::ThreadPool& pool, tbb::task_arena& arena) : table(std::make_shared<Table>()) {
+    for (int64_t number = 1; number < pool.num_threads(); ++number) {
+      auto& seat = table->seats.emplace_back();
+      seat.until = seat.group.defer([] {});
+      pool.Schedule([table = table, &seat, &arena] {
+        // Who comes late finds this over, and the arena at other work.
+        if (!table->enter()) return;
+        arena.execute([&] { seat.group.wait(); });
+        table->leave();
+      });
     }
   }
 
-  ~Room() {
-    std::lock_guard lock(mutex);
-    left.push_back(std::move(block));
-  }
-
-  char* of(size_t bytes) {
-    if (block.bytes < bytes) {
-      auto* const made = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
-      if (made == nullptr) throw std::bad_alloc();
-      block.data.reset(made);
-      block.bytes = bytes;
-    }
-    return block.data.get();
-  }
+  ~Company() { table->clear(); }
 
  private:
-  struct Block {
-    std::unique_ptr<char, void (*)(void*)> data{nullptr, std::free};
-    size_t bytes = 0;
+  // A thread that waits for a group does what work there is.
+  struct Seat {
+    tbb::task_group group;
+    tbb::task_handle until;
   };
 
-  inline static std::mutex mutex;
-  inline static std::vector<Block> left;
-  Block block;
+  struct Table {
+    std::deque<Seat> seats;
+    std::mutex mutex;
+    std::condition_variable left;
+    bool is_over = false;
+    int present = 0;
+
+    bool enter() {
+      std::lock_guard lock(mutex);
+      if (!is_over) ++present;
+      return !is_over;
+    }
+
+    void leave() {
+      std::lock_guard lock(mutex);
+      --present;
+      left.notify_one();
+    }
+
+    void clear() {
+      std::unique_lock lock(mutex);
+      is_over = true;
+      for (auto& seat : seats) seat.until = {};
+      left.wait(lock, [&] { return present == 0; });
+    }
+  };
+
+  std::shared_ptr<Table> table;
 };
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -161,7 +214,7 @@ memory::dims image_dims(ffi::AnyBuffer::Dimensions dims) { return {dims[0], dims
 memory::dims kernel_dims(ffi::AnyBuffer::Dimensions dims) { return {dims[3], dims[2], dims[0], dims[1]}; }
 
 void run(Wanted wanted, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer y, ffi::Span<const int64_t> strides,
-         ffi::Span<const int64_t> pads, Threads& threads) {
+         ffi::Span<const int64_t> pads, Workshop& workshop, Room& room) {
   const Shapes shapes{x.element_type() == ffi::BF16 ? memory::data_type::bf16 : memory::data_type::f32,
                       image_dims(x.dimensions()),
                       kernel_dims(kernel.dimensions()),
@@ -169,11 +222,10 @@ void run(Wanted wanted, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer 
                       {strides[0], strides[1]},
                       {pads[0], pads[2]},
                       {pads[1], pads[3]}};
-  const Convolution& convolution = threads.find(wanted, shapes);
+  const Convolution& convolution = workshop.find(wanted, shapes);
   const size_t ordered_bytes = aligned(convolution.ordered_kernel.get_size());
   const size_t scratch_bytes =
       aligned(std::max(convolution.scratch.get_size(), convolution.reorder_scratch.get_size()));
-  Room room;
   char* const begin = room.of(ordered_bytes + scratch_bytes);
   thread_local dnnl::stream stream(cpu());
   memory of_x(convolution.x, cpu(), x.untyped_data());
@@ -199,19 +251,23 @@ void run(Wanted wanted, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer 
 
 // Two of x, kernel and y come in, in this order; the third, which is wanted, comes out.
 ffi::Error serve(int64_t wanted, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> out,
-                 ffi::Span<const int64_t> strides, ffi::Span<const int64_t> pads, int64_t threads) {
+                 ffi::Span<const int64_t> strides, ffi::Span<const int64_t> pads, ffi::ThreadPool pool) {
   try {
-    auto& ours = Threads::of(threads);
-    ours.run([&] {
+    // Where XLA has no pool it says none.
+    auto& workshop = Workshop::of(std::max<int64_t>(1, pool.num_threads()));
+    auto room = workshop.take();
+    room->arena.execute([&] {
+      const Company company(pool, room->arena);
       switch (const auto what = static_cast<Wanted>(wanted)) {
         case Wanted::kOutput:
-          return run(what, first, second, *out, strides, pads, ours);
+          return run(what, first, second, *out, strides, pads, workshop, *room);
         case Wanted::kInputGradient:
-          return run(what, *out, first, second, strides, pads, ours);
+          return run(what, *out, first, second, strides, pads, workshop, *room);
         case Wanted::kKernelGradient:
-          return run(what, first, *out, second, strides, pads, ours);
+          return run(what, first, *out, second, strides, pads, workshop, *room);
       }
     });
+    workshop.give_back(std::move(room));
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("a convolution by oneDNN failed: ") + error.what());
   }
@@ -229,7 +285,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_convolution, serve,
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<ffi::Span<const int64_t>>("strides")
                                   .Attr<ffi::Span<const int64_t>>("pads")
-                                  .Attr<int64_t>("threads"));
+                                  .Ctx<ffi::ThreadPool>());
 
 extern "C" {
 
