@@ -10,39 +10,61 @@
 #include <mutex>
 #include <thread>
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
 #endif
 
 namespace {
 
 constexpr int64_t kLine = 64;
 
-// So much of a row is fetched ahead; the hardware finds the rest by itself.
-constexpr int64_t kFetched = 4096;
+// So far ahead of what is copied memory is asked for the rest of a row and, near its end, for the next one: rows are
+// from all over, and the hardware knows only what lies in a row. Into the second-level cache, as the first level waits
+// for a few lines at once only.
+constexpr int64_t kAhead = 8192;
 
 // What a thread takes at once of what is to be copied.
 constexpr int64_t kBlockBytes = int64_t{1} << 18;
 
-// Into the second-level cache: the first level waits for a few lines at once only, fewer than a row has.
-void fetch(const uint8_t* row, int64_t bytes) {
-  for (int64_t at = 0; at < std::min(bytes, kFetched); at += kLine) __builtin_prefetch(row + at, 0, 2);
+[[gnu::always_inline]] inline void fetch(const uint8_t* row, int64_t bytes, const uint8_t* next, int64_t at) {
+  const int64_t ahead = std::min(kAhead, bytes);
+  __builtin_prefetch(at + ahead < bytes ? row + at + ahead : next + at + ahead - bytes, 0, 2);
 }
 
-// Past the caches, where the target's place allows it: nobody reads it soon, and no line of it is loaded to be
-// overwritten.
-void copy(uint8_t* to, const uint8_t* from, int64_t bytes) {
-  int64_t done = 0;
-#if defined(__SSE2__)
-  constexpr int64_t kWidth = sizeof(__m128i);
-  if (reinterpret_cast<uintptr_t>(to) % kWidth == 0) {
-    for (; done + kWidth <= bytes; done += kWidth) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to + done),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + done)));
-    }
+void copy(uint8_t* to, const uint8_t* row, int64_t bytes, const uint8_t* next) {
+  int64_t at = 0;
+  for (; at + kLine <= bytes; at += kLine) {
+    fetch(row, bytes, next, at);
+    std::memcpy(to + at, row + at, kLine);
   }
+  std::memcpy(to + at, row + at, bytes - at);
+}
+
+#if defined(__x86_64__)
+// Past the caches: nobody reads it soon, and no line is loaded to be overwritten. By whole lines; in halves or quarters
+// it takes longer than `copy` where reading has to wait.
+[[gnu::target("avx512f")]] void stream(uint8_t* to, const uint8_t* row, int64_t bytes, const uint8_t* next) {
+  for (int64_t at = 0; at < bytes; at += kLine) {
+    fetch(row, bytes, next, at);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + at), _mm512_loadu_si512(row + at));
+  }
+}
 #endif
-  std::memcpy(to + done, from + done, bytes - done);
+
+// What copies rows of so many bytes that lie one behind the other from here on.
+auto way(const uint8_t* to, int64_t bytes) {
+#if defined(__x86_64__)
+  const bool is_of_lines = reinterpret_cast<uintptr_t>(to) % kLine == 0 && bytes % kLine == 0;
+  if (is_of_lines && __builtin_cpu_supports("avx512f")) return stream;
+#endif
+  return copy;
+}
+
+// Has others see what was written, past the caches too.
+void settle() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 struct Rows {
@@ -63,15 +85,14 @@ struct Job : Rows {
   std::atomic<int64_t> copied{0};
 
   void help() {
+    const auto move = way(to, row_bytes);
     for (int64_t first; (first = taken.fetch_add(at_once)) < count;) {
       const int64_t end = std::min(first + at_once, count);
       for (int64_t row = first; row < end; ++row) {
-        if (row + 1 < end) fetch(from + from_rows[row + 1] * row_bytes, row_bytes);
-        copy(to + to_rows[row] * row_bytes, from + from_rows[row] * row_bytes, row_bytes);
+        const int64_t next = from_rows[std::min(row + 1, end - 1)];
+        move(to + to_rows[row] * row_bytes, from + from_rows[row] * row_bytes, row_bytes, from + next * row_bytes);
       }
-#if defined(__SSE2__)
-      _mm_sfence();
-#endif
+      settle();
       copied.fetch_add(end - first, std::memory_order_release);
     }
   }

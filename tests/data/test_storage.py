@@ -17,9 +17,10 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_rows_are_copied_to_their_places_and_nowhere_else(shape, threads, offset):
-    """Rows shorter than a register, longer than a page, and not where a register would be written."""
+    """Rows shorter than a line of memory, of whole lines, longer than a page, and not where a line begins."""
     source = RNG.integers(0, 256, (700, *shape), np.uint8)
-    memory = np.full(500 * source[0].size + 1, 7, np.uint8)
+    memory = aligned(500 * source[0].size + 1, ())
+    memory[:] = 7
     target = memory[offset : offset + 500 * source[0].size].reshape(500, *shape)
     rows, places = RNG.integers(0, 700, 450), RNG.permutation(500)[:450]
     copy_rows(source, rows, target, places, threads=threads)
