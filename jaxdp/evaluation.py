@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxdp.data.feed import empty_images, make_batch
+from jaxdp.data.rows import Buffers
 from jaxdp.data.split import Split
 from jaxdp.engines import Engine
 from jaxdp.progress import MINE
@@ -31,9 +32,10 @@ class Evaluation:
     def __call__(self, state: TrainState) -> dict[str, float]:
         """{"test_loss", "test_accuracy", "test_top5_accuracy"}; all ranks call it together."""
         split, size = self._split, self._batch_size
+        buffers = Buffers(size, split.images.shape)
         sums = []
         for start in range(split.mine.start, split.mine.stop, size):
-            batch = _host_batch(split, start, min(start + size, split.mine.stop), size)
+            batch = _host_batch(split, start, min(start + size, split.mine.stop), buffers)
             sums.append(self._step(state.evaluated, state.stats, batch))
             MINE.beat()
         names = {"test_loss": "loss", "test_accuracy": "hits", "test_top5_accuracy": "top5_hits"}
@@ -43,10 +45,10 @@ class Evaluation:
         return {name: total / split.num_examples for name, total in zip(names, totals, strict=True)}
 
 
-def _host_batch(split: Split, start: int, stop: int, size: int) -> Batch:
+def _host_batch(split: Split, start: int, stop: int, buffers: Buffers) -> Batch:
     """Rows of a split as a batch of a fixed size, the last one padded."""
     rows, epochs = np.arange(start, stop), np.zeros(stop - start, np.int64)
     ids, places = split.examples_at(rows), rows - start
-    image_BHWC = empty_images(size, split.images.shape, places)
+    image_BHWC = empty_images(buffers, places)
     split.images.fill(rows, ids, epochs, image_BHWC, places)
     return make_batch(image_BHWC, split.labels_N[start:stop], ids, epochs, places)

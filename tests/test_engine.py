@@ -8,6 +8,7 @@ from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
 from jaxdp.data.feed import empty_images, make_batch
 from jaxdp.data.order import Deal
+from jaxdp.data.rows import Buffers
 from jaxdp.engines.local import LocalEngine
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
@@ -37,7 +38,7 @@ def step_on(num_devices, images, labels):
     optimizer = optax.sgd(0.0)
     state = engine.replicate(TrainState.create(*given_up, optimizer))
     places = deal.rows_of(0)
-    image_BHWC = empty_images(num_devices * deal.per_device, images.shape[1:], places)
+    image_BHWC = empty_images(Buffers(num_devices * deal.per_device, images.shape[1:]), places)
     image_BHWC[places] = images
     ids = np.arange(len(labels))
     batch = make_batch(image_BHWC, labels, ids, np.zeros_like(ids), places)

@@ -16,7 +16,7 @@ from jaxdp.data.exchange import Delivery, exchange, rearrange
 from jaxdp.data.nodes import Group
 from jaxdp.data.order import Deal, Order
 from jaxdp.data.partition import Partitions
-from jaxdp.data.rows import aligned
+from jaxdp.data.rows import Buffers
 from jaxdp.data.split import Split
 from jaxdp.step import Batch
 
@@ -92,7 +92,7 @@ def batches(
     """
     gate = gate or Gate()
     places = deal.rows_of(rank)
-    size = deal.devices_per_rank * deal.per_device
+    buffers = Buffers(deal.devices_per_rank * deal.per_device, split.images.shape)
     mine = slice(*deal.rank_bounds[rank : rank + 2])
     # The group's ranks get their parts of the batch, side by side here.
     shares = [np.arange(*deal.rank_bounds[member : member + 2]) for member in group.ranks]
@@ -122,7 +122,7 @@ def batches(
             split = rearrange(split, partitions.holdings(period), group.nodes, exchanging, at_once=at_once)
         for epochs, delivery in Ahead(windows(split, of_period), lambda window: window, depth=1):
             for step, of_step in enumerate(epochs):
-                image_BHWC = empty_images(size, delivery.here.shape, places)
+                image_BHWC = empty_images(buffers, places)
                 delivery.fill(step, of_step, image_BHWC, places)
                 yield make_batch(image_BHWC, delivery.labels[step], delivery.ids[step], of_step, places)
 
@@ -137,11 +137,11 @@ def _periods(steps: range, partitions: Partitions | None) -> Iterator[tuple[int,
         yield period, range(first, first + 1 + len(others))
 
 
-def empty_images(size: int, shape: tuple[int, ...], places: np.ndarray) -> np.ndarray:
-    """uint8 [size, *shape], to be filled in these places; zeros in the others."""
-    image_BHWC = aligned(size, shape)
-    if len(places) < size:
-        padding = np.ones(size, bool)
+def empty_images(buffers: Buffers, places: np.ndarray) -> np.ndarray:
+    """One of the buffers, to be filled in these places; zeros in the others."""
+    image_BHWC = buffers.take()
+    if len(places) < len(image_BHWC):
+        padding = np.ones(len(image_BHWC), bool)
         padding[places] = False
         image_BHWC[padding] = 0
     return image_BHWC

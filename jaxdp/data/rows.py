@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import weakref
 
 import numpy as np
 
@@ -41,3 +43,25 @@ def aligned(count: int, shape: tuple[int, ...]) -> np.ndarray:
     memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + num_bytes].reshape(count, *shape)
+
+
+class Buffers:
+    """Arrays of one shape, as `aligned` gives them, in memory of those before them that nobody holds any more.
+
+    Fresh memory costs page faults, for a large batch as much as filling it.
+
+    Args:
+      count, shape: of `aligned`.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...]):
+        self._shape = (count, *shape)
+        self._free: list[np.ndarray] = []
+
+    def take(self) -> np.ndarray:
+        """uint8 [count, *shape]: what it holds is undefined."""
+        memory = self._free.pop() if self._free else aligned(self._shape[0], self._shape[1:])
+        # All views of it, JAX's arrays among them, keep this, which unlike the memory itself may end.
+        lent = (ctypes.c_uint8 * memory.size).from_buffer(memory.data)
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return np.ctypeslib.as_array(lent).reshape(self._shape)

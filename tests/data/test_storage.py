@@ -1,11 +1,13 @@
 import concurrent.futures
+import gc
 
+import jax
 import numpy as np
 import pytest
 
 from jaxdp.data import storage
 from jaxdp.data.decode import Decoder
-from jaxdp.data.rows import aligned, copy_rows
+from jaxdp.data.rows import Buffers, aligned, copy_rows
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
 from jaxdp.world import UserError
 from tests.data.test_decode import file_of
@@ -49,6 +51,29 @@ def test_a_row_that_is_not_there_is_refused():
     for rows, places in [([3], [0]), ([-1], [0]), ([0], [3]), ([0], [-1])]:
         with pytest.raises(AssertionError):
             copy_rows(images, np.array(rows), images.copy(), np.array(places), threads=1)
+
+
+def test_memory_is_used_again_when_nobody_holds_what_was_in_it():
+    buffers = Buffers(4, (32, 3))
+    first, second = buffers.take(), buffers.take()
+    assert (first.shape, first.dtype) == ((4, 32, 3), np.uint8)
+    assert not np.shares_memory(first, second)
+    place = first.ctypes.data
+    first[:] = 5
+    on_device = jax.device_put(first)
+    assert on_device.unsafe_buffer_pointer() == place
+    view = first[1:, :2].reshape(-1)
+    del first
+    third = buffers.take()
+    third[:] = 9
+    assert third.ctypes.data != place
+    del view, third
+    buffers.take()[:] = 9
+    assert (np.asarray(on_device) == 5).all()
+    del on_device
+    gc.collect()  # JAX gives back later what nobody holds.
+    taken = [buffers.take() for _ in range(2)]
+    assert place in [array.ctypes.data for array in taken]
 
 
 def encoded(images):
