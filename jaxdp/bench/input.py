@@ -32,7 +32,6 @@ from jaxdp.world import World
 if TYPE_CHECKING:
     from jaxdp.data.feed import Ahead
     from jaxdp.data.split import Split
-    from jaxdp.engines import Engine
     from jaxdp.step import Batch
 
 _CHANNELS = 3
@@ -46,8 +45,9 @@ class Row:
     """What was measured of one way at one size of images.
 
     Attributes:
-      loader: "jaxdp"; "memcpy" for the plain copy; "jaxdp beside a step"; those of `peer_loaders`, with the setting; or
-        those of `load`, where bytes are those of files.
+      loader: "jaxdp"; "jaxdp on the host" for batches that are put onto no device, as those of torch; "memcpy" for
+        the plain copy; "jaxdp beside a step"; those of `peer_loaders`, with the setting; or those of `load`, where
+        bytes are those of files.
       image_size: height and width.
       images_per_second: of one rank, the slowest.
       bytes_per_second: of their pixels.
@@ -111,6 +111,8 @@ def make_parser() -> parse.Parser:
 
 
 def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row]:
+    import jax
+
     from jaxdp.data.load import check_memory, read
     from jaxdp.data.storage import Pixels
     from jaxdp.data.synthetic import PREFIX, open_synthetic
@@ -126,16 +128,17 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     assert isinstance(split.images, Pixels)
     images_NHWC = split.images.images_NHWC
 
-    def fed() -> float:
-        ahead = feed_of(split, group, arguments, world, engine)
+    def fed(place: Callable[[Batch], Batch]) -> float:
+        ahead = feed_of(split, group, arguments, world, engine.num_devices, place)
         start = time.perf_counter()
         for batch in ahead:
-            batch.image_BHWC.block_until_ready()
+            jax.block_until_ready(batch.image_BHWC)
         return time.perf_counter() - start
 
     repetitions = itertools.count()
     ways: dict[str, Callable[[], float]] = {
-        "jaxdp": fed,
+        "jaxdp": lambda: fed(engine.place),
+        "jaxdp on the host": lambda: fed(lambda batch: batch),
         "memcpy": lambda: _copy(images_NHWC, arguments, next(repetitions)),
     }
     with contextlib.ExitStack() as stack:
@@ -153,7 +156,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     slowest = {name: float(np.median(np.max(world.allgather(seconds), axis=0))) for name, seconds in timed.items()}
     rates = {name: arguments.steps * arguments.batch / slowest[name] for name in _fastest(slowest, most=1)}
     rows = [
-        Row(name, size, rate, rate * image_bytes, None, crossing if name == "jaxdp" else 0.0)
+        Row(name, size, rate, rate * image_bytes, None, crossing if name.startswith("jaxdp") else 0.0)
         for name, rate in rates.items()
     ]
     if arguments.step:
@@ -181,21 +184,28 @@ def _loaded(arguments: argparse.Namespace, world: World) -> list[Row]:
     return [Row(way.loader, size, count / way.seconds, way.file_bytes / way.seconds, None, 0.0) for way in loaded]
 
 
-def feed_of(split: Split, group: Group, arguments: argparse.Namespace, world: World, engine: Engine) -> Ahead[Batch]:
-    """The batches of the benchmark's steps, on their way to the devices as in training."""
+def feed_of(
+    split: Split,
+    group: Group,
+    arguments: argparse.Namespace,
+    world: World,
+    num_devices: int,
+    place: Callable[[Batch], Batch],
+) -> Ahead[Batch]:
+    """The batches of the benchmark's steps, on their way to so many devices as in training."""
     from jaxdp.data import feed
 
     host_batches = feed.batches(
         split,
         order=_order(split, arguments, world),
-        deal=Deal(arguments.batch * world.size, world.size, engine.num_devices),
+        deal=Deal(arguments.batch * world.size, world.size, num_devices),
         rank=world.rank,
         group=group,
         comm=world.data_comm,
         steps=range(arguments.steps),
         steps_per_exchange=_EXCHANGE_STEPS,
     )
-    return feed.Ahead(host_batches, engine.place, depth=_PREFETCH)
+    return feed.Ahead(host_batches, place, depth=_PREFETCH)
 
 
 def _order(split: Split, arguments: argparse.Namespace, world: World) -> Order:
@@ -234,7 +244,7 @@ def _beside_steps(
     for _ in range(2):
         jax.block_until_ready(parts.programs["step"]())
     world.barrier()
-    ahead = feed_of(split, group, arguments, world, parts.engine)
+    ahead = feed_of(split, group, arguments, world, parts.engine.num_devices, parts.engine.place)
     start, done = 0.0, None
     for step, batch in enumerate(ahead):
         if step == _WARMUP:
