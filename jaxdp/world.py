@@ -209,7 +209,7 @@ def _wait_for_launcher_to_read() -> None:
         if stat.S_ISFIFO(os.fstat(number).st_mode):
             left = np.ones(1, np.int32)
             while left[0] and time.monotonic() < deadline:
-                fcntl.ioctl(number, termios.FIONREAD, left)
+                fcntl.ioctl(number, termios.FIONREAD, left.data)
                 time.sleep(0.001)
 
 
