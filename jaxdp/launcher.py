@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import fcntl
 import os
 import pathlib
+import stat
 import subprocess
+import termios
+import time
 from typing import NamedTuple
 
 # What each launcher tells its processes: their rank and their number. In this order, as Slurm's variables are
@@ -19,6 +25,8 @@ _PROGRAMS = ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun")
 # In which it notices that a rank has gone, and ends the others. Open MPI's takes longer: ranks that do not heed its
 # SIGTERM get SIGKILL some seconds later.
 _GRACE_S, _OPEN_MPI_GRACE_S = 2.0, 10.0
+# In which it reads what a process has printed.
+_READ_S = 5.0
 
 
 class Place(NamedTuple):
@@ -91,3 +99,15 @@ def end(library: str) -> None:
     subprocess.Popen(
         ["sh", "-c", command, "sh", *words], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
     )
+
+
+def wait_until_read() -> None:
+    """Until the launcher has what this process has printed, whose rest it drops when it is told of an abort."""
+    deadline = time.monotonic() + _READ_S
+    for number in (1, 2):
+        # Who has closed them has nothing to be read.
+        with contextlib.suppress(OSError):
+            left = array.array("i", [1])
+            while stat.S_ISFIFO(os.fstat(number).st_mode) and left[0] and time.monotonic() < deadline:
+                fcntl.ioctl(number, termios.FIONREAD, left)
+                time.sleep(0.001)

@@ -7,13 +7,10 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import os
 import signal
 import socket
-import stat
 import sys
-import termios
 import threading
 import time
 import traceback
@@ -34,8 +31,8 @@ _MOST_RANKS = 8
 # What the system says of a disk without room, or of a user without a right to more.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# In which a launcher reads what ranks print, and in which it ends all of them when it was told of an abort.
-_READ_S, _KILLED_S = 5.0, 10.0
+# In which a launcher ends all ranks when it was told of an abort.
+_KILLED_S = 10.0
 
 USER_ERROR = 2
 INTERNAL_ERROR = 1
@@ -187,7 +184,9 @@ class World:
 
     def abort(self, code: int) -> NoReturn:
         """Ends all ranks at once, wherever they are: those that wait in MPI for this one would wait for ever."""
-        _wait_for_launcher_to_read()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        launcher.wait_until_read()
         from mpi4py import MPI
 
         # Of any other communicator MPICH's abort is a message to its ranks and an exit of this one: who is quicker, the
@@ -198,19 +197,6 @@ class World:
         if self.size > 1:
             time.sleep(_KILLED_S)
         os._exit(code)
-
-
-def _wait_for_launcher_to_read() -> None:
-    """Until what this process has printed is with its launcher, which when told of an abort reads no more."""
-    deadline = time.monotonic() + _READ_S
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        number = stream.fileno()
-        if stat.S_ISFIFO(os.fstat(number).st_mode):
-            left = np.ones(1, np.int32)
-            while left[0] and time.monotonic() < deadline:
-                fcntl.ioctl(number, termios.FIONREAD, left.data)
-                time.sleep(0.001)
 
 
 def connect() -> World:
