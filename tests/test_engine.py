@@ -1,7 +1,9 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from jaxdp.collectives.allreduce import BlockingAllreduce
 from jaxdp.collectives.buckets import Buckets
@@ -10,6 +12,7 @@ from jaxdp.data.feed import empty_images, make_batch
 from jaxdp.data.order import Deal
 from jaxdp.data.rows import Buffers
 from jaxdp.engines.local import LocalEngine
+from jaxdp.engines.staging import Staging
 from jaxdp.models.network import Network
 from jaxdp.state import TrainState
 from jaxdp.step import Task, reduced_shapes
@@ -77,3 +80,29 @@ def test_every_device_has_the_same_state():
         copies = [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
         assert len(copies) == 4
         assert len(set(copies)) == 1
+
+
+@pytest.mark.parametrize("num_devices", [1, 3])
+def test_buckets_are_summed_over_devices_and_taken_from_pinned_memory_without_a_copy(num_devices):
+    engine = LocalEngine.create("native", 2, jax.devices()[:num_devices])
+    staging, sizes = Staging(engine.mesh, engine.host), [7, 12]
+
+    def of_device(scale):
+        return staging.scatter([scale[0] * jnp.arange(size) for size in sizes])
+
+    axis = PartitionSpec(*engine.mesh.axis_names)
+    leave = jax.jit(
+        jax.shard_map(of_device, mesh=engine.mesh, in_specs=axis, out_specs=axis), out_shardings=staging.pinned
+    )
+    pinned = leave(10.0 ** jnp.arange(num_devices))
+    assert [part.sharding.memory_kind for part in pinned] == ["pinned_host"] * 2
+    taken = staging.take(pinned)
+    for bucket, parts in zip(pinned, taken, strict=True):
+        for shard, part in zip(bucket.addressable_shards, parts, strict=True):
+            assert part.devices() == {engine.host}
+            assert part.unsafe_buffer_pointer() == shard.data.unsafe_buffer_pointer()
+    back = jax.jit(lambda parts: staging.gather(parts, sizes))(staging.give(taken))
+    for bucket, size in zip(back, sizes, strict=True):
+        assert len(bucket.addressable_shards) == num_devices
+        for shard in bucket.addressable_shards:
+            np.testing.assert_array_equal(shard.data, np.arange(size) * sum(10**i for i in range(num_devices)))

@@ -2,6 +2,7 @@
 
   mpirun -n 4 python -m jaxdp.bench allreduce --sizes=1M,25M --algorithms=all
   mpirun -n 2 python -m jaxdp.bench step --engine=native
+  mpirun -n 2 python -m jaxdp.bench staging
   mpirun -n 2 python -m jaxdp.bench input --sizes=32,224
   python -m jaxdp.bench weak --hosts=1,2,4 --frameworks=native,xla
   python -m jaxdp.bench schedule --algorithm=multicolor --ranks=8 --colors=4 --plot=trees.svg
@@ -17,10 +18,10 @@ from jaxdp import world
 
 def main() -> None:
     # `input` is a word of Python's own.
-    from jaxdp.bench import allreduce, scaling, schedule, step, weak
+    from jaxdp.bench import allreduce, scaling, schedule, staging, step, weak
     from jaxdp.bench import input as input_
 
-    on_ranks = {"allreduce": allreduce.main, "step": step.main, "input": input_.main}
+    on_ranks = {"allreduce": allreduce.main, "step": step.main, "staging": staging.main, "input": input_.main}
     alone = {"schedule": schedule.main, "scaling": scaling.main, "weak": weak.main}
     command, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if command in on_ranks:

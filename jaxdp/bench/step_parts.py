@@ -132,18 +132,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
     layout = Buckets.plan(
         reduced_shapes(first_state), bucket_bytes=setting.bucket, order=reduced_order(task, first_state, shape)
     )
-    config = AllreduceConfig(
-        engine=setting.engine,
-        algorithm=setting.algorithm,
-        colors=None,
-        arity=None,
-        inner="direct",
-        outer="multicolor",
-        ranks_per_node=None,
-        segment_bytes=SEGMENT_BYTES.get(setting.engine, SEGMENT_BYTES["native"]),
-        wire=setting.wire,
-        bucket_bytes=setting.bucket,
-    )
+    config = allreduce_config(setting.engine, setting.algorithm, setting.wire, bucket_bytes=setting.bucket)
     allreduce = engine.make_allreduce(config, world, layout, None)
     rng = np.random.default_rng(world.rank)
     about = np.zeros((setting.batch, 4), np.int32)
@@ -191,6 +180,22 @@ def make_parts(setting: Setting, world: World) -> Parts:
         bucket_bytes=layout.sizes,
         flops=count_flops(functools.partial(forward_backward, task), *mine),
         engine=engine,
+    )
+
+
+def allreduce_config(engine: str, algorithm: str, wire: str, *, bucket_bytes: int) -> AllreduceConfig:
+    """Of an allreduce with its usual options."""
+    return AllreduceConfig(
+        engine=engine,
+        algorithm=algorithm,
+        colors=None,
+        arity=None,
+        inner="direct",
+        outer="multicolor",
+        ranks_per_node=None,
+        segment_bytes=SEGMENT_BYTES.get(engine, SEGMENT_BYTES["native"]),
+        wire=wire,
+        bucket_bytes=bucket_bytes,
     )
 
 

@@ -90,22 +90,32 @@ class NativeAllreduce:
             return buckets if self.num_devices == 1 else [jax.lax.psum(bucket, self.axis) for bucket in buckets]
         if self.num_devices == 1:
             return run_native.allreduce_all(buckets, self.plans)
-        parts = [
-            jax.lax.psum_scatter(jnp.pad(bucket, (0, -bucket.size % self.num_devices)), self.axis, tiled=True)
-            for bucket in buckets
-        ]
+        parts = scattered(buckets, self.axis, self.num_devices)
         sums = run_native.allreduce_all(parts, self.plans, device=jax.lax.axis_index(self.axis))
-        return [
-            jax.lax.all_gather(part, self.axis, tiled=True, to="invarying")[: bucket.size]
-            for part, bucket in zip(sums, buckets, strict=True)
-        ]
+        return gathered(sums, [bucket.size for bucket in buckets], self.axis)
 
-    def of_bucket(self, index: int) -> Callable[[jax.Array], jax.Array]:
-        """The sum of one bucket that one device holds, inside a jit of its own."""
-        if self.plans is None:
-            return lambda bucket: bucket
-        plan = self.plans[index]
-        return lambda bucket: run_native.allreduce(bucket, plan)
+    def of_part(self, bucket: int, device: int) -> Callable[[jax.Array], jax.Array]:
+        """The sum of a local device's part of one bucket, inside a jit of its own."""
+        assert self.plans is not None, "there are ranks to cross to"
+        plan = self.plans[bucket]
+        return lambda part: run_native.allreduce(part, plan, device=device)
+
+
+def scattered(buckets: Sequence[jax.Array], axis: str, num_devices: int) -> list[jax.Array]:
+    """Inside shard_map: this device's part of each bucket, summed over the devices along the axis.
+
+    Parts are equal: the last one ends with zeros where a bucket cannot be divided so.
+    """
+    padded = [jnp.pad(bucket, (0, -bucket.size % num_devices)) for bucket in buckets]
+    return [jax.lax.psum_scatter(bucket, axis, tiled=True) for bucket in padded]
+
+
+def gathered(parts: Sequence[jax.Array], sizes: Sequence[int], axis: str) -> list[jax.Array]:
+    """Inside shard_map: the buckets of so many elements of which every device along the axis has its part."""
+    return [
+        jax.lax.all_gather(part, axis, tiled=True, to="invarying")[:size]
+        for part, size in zip(parts, sizes, strict=True)
+    ]
 
 
 def make_sum(

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxdp.collectives.allreduce import BlockingAllreduce, BucketSum, NativeAllreduce, make_allreduce
 from jaxdp.collectives.batch_sum import make_batch_sums
 from jaxdp.collectives.buckets import Buckets
+from jaxdp.engines.staging import Staging
 from jaxdp.state import TrainState
 from jaxdp.step import Batch, BatchSum, Task, apply_gradients, evaluate_batch, forward_backward
 
@@ -24,6 +25,7 @@ PyTree = Any
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 AXIS = "device"
+_REPLICATED = PartitionSpec()
 
 
 def as_varying(tree: PyTree) -> PyTree:
@@ -42,7 +44,7 @@ class LocalEngine:
       mesh: the local devices, one axis.
       host: the device on which buckets cross between ranks when the step is not fused.
       fused: whether the whole step is one program. The native engine works in programs on any number of CPU devices,
-        mpi4jax only in those on one. Otherwise the step is three programs and buckets pass through the host.
+        mpi4jax only in those on one. Otherwise the step is three programs, and buckets pass by the host, see `Staging`.
     """
 
     name: str
@@ -76,7 +78,7 @@ class LocalEngine:
         self, config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
     ) -> BlockingAllreduce | NativeAllreduce:
         """What sums the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
-        return make_allreduce(config, world, layout, chosen, axis=AXIS, parts=self.num_devices if self.fused else 1)
+        return make_allreduce(config, world, layout, chosen, axis=AXIS, parts=self.num_devices)
 
     def make_batch_sums(self, world: World) -> Callable[[], BatchSum] | None:
         """What sums arrays over all devices of all ranks in a forward pass, see `Task`; None if there is one device.
@@ -96,7 +98,7 @@ class LocalEngine:
 
     def replicate(self, tree: PyTree) -> PyTree:
         """Copies of these arrays on every local device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+        return jax.device_put(tree, NamedSharding(self.mesh, _REPLICATED))
 
     def place(self, batch: Batch) -> Batch:
         """Each local device's rows of a host batch, on that device."""
@@ -144,23 +146,23 @@ class LocalEngine:
                 lambda state, batch: update(state, everywhere(state.params, state.stats, batch)), donate_argnums=0
             )
 
-        here = self._over_devices(local, lambda buckets: jax.lax.psum(buckets, AXIS))
         if self.fused:
+            here = self._over_devices(local, lambda buckets: jax.lax.psum(buckets, AXIS))
             return jax.jit(
                 lambda state, batch: update(state, allreduce(here(state.params, state.stats, batch))), donate_argnums=0
             )
 
-        first, third = jax.jit(here), jax.jit(update, donate_argnums=0)
-        second: Callable[[list[jax.Array]], list[jax.Array]] = jax.jit(allreduce)
-        if isinstance(allreduce, NativeAllreduce):
-            # A program a bucket: each goes its way to the host, over the ranks and back as soon as it is there.
-            of_bucket = [jax.jit(allreduce.of_bucket(index)) for index in range(len(layout.members))]
-            second = lambda buckets: [one(bucket) for one, bucket in zip(of_bucket, buckets, strict=True)]  # noqa: E731
+        staging = Staging(self.mesh, self.host)
+        sizes = [bucket.size for bucket in layout.buckets]
+        forward = jax.jit(
+            self._over_devices(local, staging.scatter, out=PartitionSpec(AXIS)), out_shardings=staging.pinned
+        )
+        cross = staging.crossing(allreduce, len(sizes))
+        back = jax.jit(lambda state, parts: update(state, staging.gather(parts, sizes)), donate_argnums=0)
 
         def staged(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            on_devices = first(state.params, state.stats, batch)
-            on_host = jax.device_put([bucket.addressable_shards[0].data for bucket in on_devices], self.host)
-            return third(state, self.replicate(second(on_host)))
+            parts = cross(staging.take(forward(state.params, state.stats, batch)))
+            return back(state, staging.give(parts))
 
         return staged
 
@@ -172,7 +174,10 @@ class LocalEngine:
         return lambda params, stats, batch: step(params, stats, self.place(batch))
 
     def _over_devices(
-        self, of_device: Callable[[PyTree, PyTree, Batch], PyTree], summed: Callable[[PyTree], PyTree]
+        self,
+        of_device: Callable[[PyTree, PyTree, Batch], PyTree],
+        summed: Callable[[PyTree], PyTree],
+        out: PartitionSpec = _REPLICATED,
     ) -> Callable[..., PyTree]:
         """Runs a function of (params, stats, batch) on every local device, and sums what comes out."""
 
@@ -180,5 +185,5 @@ class LocalEngine:
             params, stats = as_varying((params, stats))
             return summed(of_device(params, stats, batch))
 
-        specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS))
-        return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())
+        specs = (_REPLICATED, _REPLICATED, PartitionSpec(AXIS))
+        return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=out)

@@ -79,9 +79,8 @@ def test_a_mistake_is_one_message(jobs, ranks, words, message):
 def test_an_unknown_benchmark_is_one_message(jobs):
     ended = jobs.run(0, "-m", "jaxdp.bench", "speed")
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err == (
-        "jaxdp: error: there is no benchmark 'speed': known are allreduce, step, input, schedule, scaling, weak\n"
-    )
+    known = "allreduce, step, staging, input, schedule, scaling, weak"
+    assert ended.err == f"jaxdp: error: there is no benchmark 'speed': known are {known}\n"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -185,6 +184,21 @@ def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
         assert {"step", "bucket 0, device 0", "bucket 1, device 1"} <= names
         assert len(names) == 1 + devices * row["buckets"]
         assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_way_of_buckets_by_the_host_is_measured_leg_by_leg(jobs, tmp_path):
+    words = ["--bucket=30", "--buckets=3", "--repeat=2", f"--json={tmp_path / 'rows.json'}"]
+    ended = jobs.run(2, "-m", "jaxdp.bench", "staging", *words, devices=3)
+    assert ended.code == 0, ended.err
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["leg"] for row in rows][:4] == [
+        *("devices to pinned memory", "over the ranks", "host to devices", "all, bucket by bucket")
+    ]
+    for row in rows:
+        # Buckets of whole float32.
+        assert (row["ranks"], row["devices"], row["num_bytes"], len(row["seconds"])) == (2, "3 x cpu", 3 * 32, 2)
+        assert row["gb_s"] == pytest.approx(96e-9 / np.median(row["seconds"]))
+        assert row["leg"] in ended.out
 
 
 def test_the_way_of_images_to_the_devices_is_measured(jobs, tmp_path):

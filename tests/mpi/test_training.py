@@ -90,9 +90,7 @@ def train(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), reduced_shapes(state))
     layout = Buckets.plan(shapes, bucket_bytes=10_000)
     blocking = BlockingAllreduce([choice] * len(layout.members), device_comm)
-    step = engine.train_step(
-        task, chain, layout, native(over, layout, choice, 1 if staged else devices) if over else blocking
-    )
+    step = engine.train_step(task, chain, layout, native(over, layout, choice, devices) if over else blocking)
     losses, prints = [], []
     # As if every rank had a node to itself.
     nodes = Nodes(tuple(range(data_comm.size)))
@@ -128,7 +126,7 @@ def alone(model="cnn", **common):
     [
         ({2}, "native", 1, 13, "sgd", False),
         ({3}, "native", 2, 5, "lars", False),
-        ({2}, "native", 2, 5, "sgd", True),
+        ({2}, "native", 3, 5, "sgd", True),
         ({3}, "mpi4jax", 2, 5, "sgd", True),
     ],
 )

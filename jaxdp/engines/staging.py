@@ -1,0 +1,91 @@
+"""Buckets on their way by the host, where no program of the devices can send messages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxdp.collectives.allreduce import BucketSum, NativeAllreduce, gathered, scattered
+
+# Of each bucket the part of each local device, on the host's CPU device.
+HostParts = list[list[jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Staging:
+    """The way of buckets to the host, over the ranks and back.
+
+    Every local device sums its part of each bucket over all of them, writes it to pinned host memory by its own link,
+    takes back what has crossed, and gathers the others' parts by the links between the devices. No byte is copied from
+    one place in host memory to another before it crosses; on its way back to a GPU XLA has it pass pinned memory.
+
+    Attributes:
+      mesh: the local devices, of one axis.
+      host: the CPU device whose programs send messages.
+    """
+
+    mesh: jax.sharding.Mesh
+    host: jax.Device
+
+    @property
+    def pinned(self) -> NamedSharding:
+        """Where a program on the devices leaves parts."""
+        return NamedSharding(self.mesh, PartitionSpec(self._axis), memory_kind="pinned_host")
+
+    def scatter(self, buckets: Sequence[jax.Array]) -> list[jax.Array]:
+        """Inside shard_map: this device's part of each bucket, summed over the devices."""
+        return scattered(buckets, self._axis, self.mesh.size)
+
+    def gather(self, parts: Sequence[jax.Array], sizes: Sequence[int]) -> list[jax.Array]:
+        """Inside jit: the buckets of which every device has a part, whole on each; elements of each are given."""
+        return jax.shard_map(
+            lambda mine: gathered(mine, sizes, self._axis),
+            mesh=self.mesh,
+            in_specs=PartitionSpec(self._axis),
+            out_specs=PartitionSpec(),
+        )(list(parts))
+
+    def take(self, parts: Sequence[jax.Array]) -> HostParts:
+        """What a program has left in pinned memory, for programs of the host; waits for it."""
+        views = [[np.asarray(shard.data) for shard in bucket.addressable_shards] for bucket in parts]
+        return jax.device_put(views, self.host)
+
+    def give(self, parts: Sequence[Sequence[jax.Array | np.ndarray]]) -> list[jax.Array]:
+        """The parts on the devices, each as soon as it is there."""
+        placed = NamedSharding(self.mesh, PartitionSpec(self._axis))
+        return [
+            jax.make_array_from_single_device_arrays(
+                (sum(part.size for part in bucket),),
+                placed,
+                [jax.device_put(part, device) for part, device in zip(bucket, self.mesh.devices.flat, strict=True)],
+            )
+            for bucket in parts
+        ]
+
+    def crossing(self, allreduce: BucketSum, count: int) -> Callable[[HostParts], HostParts]:
+        """What sums so many buckets over the ranks."""
+        if isinstance(allreduce, NativeAllreduce):
+            # A program a part: each crosses, and goes back to its device, as soon as it is there.
+            programs = [
+                [jax.jit(allreduce.of_part(bucket, device)) for device in range(self.mesh.size)]
+                for bucket in range(count)
+            ]
+            return lambda parts: [
+                [program(part) for program, part in zip(*of_bucket, strict=True)]
+                for of_bucket in zip(programs, parts, strict=True)
+            ]
+
+        def blocking(parts: HostParts) -> HostParts:
+            of_devices = [allreduce(list(of_device)) for of_device in zip(*parts, strict=True)]
+            return [list(of_bucket) for of_bucket in zip(*of_devices, strict=True)]
+
+        return jax.jit(blocking)
+
+    @property
+    def _axis(self) -> str:
+        (axis,) = self.mesh.axis_names
+        return axis
