@@ -99,13 +99,17 @@ def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing=0.1), expected, rtol=1e-5)
 
 
+# Of an array that XLA goes through by vectors: the largest value of one was not NaN where an element was.
+LARGE = 70_001
+
+
 def state_and_sums(decay):
-    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
+    params = {"a": jnp.array([1.0, 2.0]), "b": jnp.full(LARGE, 3.0)}
     optimizer = optax.sgd(1.0, momentum=0.5)
     state = TrainState.create(params, {"mean": jnp.zeros(1)}, optimizer, averages=decay is not None)
     constants = dataclasses.replace(task(False, 1)[0], average_decay=decay)
     good = {
-        "gradient": {"a": jnp.array([0.1, 0.2]), "b": jnp.array([0.3])},
+        "gradient": {"a": jnp.array([0.1, 0.2]), "b": jnp.full(LARGE, 0.3)},
         "stats": {"mean": jnp.ones(1)},
         "metrics": {"loss": jnp.float32(1), "accuracy": jnp.float32(0)},
     }
@@ -115,10 +119,11 @@ def state_and_sums(decay):
 @pytest.mark.parametrize(
     ("where", "name", "culprit"), [("gradient", "b", 1), ("gradient", "a", 0), ("stats", "mean", 2)]
 )
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_step_that_is_not_finite_changes_nothing_and_says_where(where, name, culprit, value):
     step, state, good = state_and_sums(0.9)
-    bad = good | {where: good[where] | {name: good[where][name].at[-1].set(value)}}
+    leaf = good[where][name]
+    bad = good | {where: good[where] | {name: leaf.at[leaf.size // 2].set(value)}}
     state, values = step(state, good)
     assert (int(values["skipped"]), int(values["culprit"])) == (0, -1)
     after = state
