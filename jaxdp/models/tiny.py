@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdp.models.layers import Conv
+from jaxdp.models.on_cpu import max_pool
+
 
 class CNN(nnx.Module):
     """Two pairs of 3x3 convolutions, each pair followed by 2x2 max pooling, and two dense layers.
@@ -25,10 +28,10 @@ class CNN(nnx.Module):
         height, image_width, channels = image_shape
         if min(height, image_width) < 4:
             raise ValueError(f"the model cnn needs images of 4x4 or more, not {height}x{image_width}")
-        self.conv1 = nnx.Conv(channels, width, (3, 3), dtype=dtype, rngs=rngs)
-        self.conv2 = nnx.Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
-        self.conv3 = nnx.Conv(width, 2 * width, (3, 3), dtype=dtype, rngs=rngs)
-        self.conv4 = nnx.Conv(2 * width, 2 * width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(channels, width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv3 = Conv(width, 2 * width, (3, 3), dtype=dtype, rngs=rngs)
+        self.conv4 = Conv(2 * width, 2 * width, (3, 3), dtype=dtype, rngs=rngs)
         self.hidden = nnx.Linear((height // 4) * (image_width // 4) * 2 * width, 4 * width, dtype=dtype, rngs=rngs)
         self.head = nnx.Linear(4 * width, num_classes, dtype=dtype, rngs=rngs)
 
@@ -38,7 +41,7 @@ class CNN(nnx.Module):
         """Logits [B, K]; examples do not meet, so the mask is not needed."""
         del train, mask_B, key_B
         x_BHWC = nnx.relu(self.conv2(nnx.relu(self.conv1(image_BHWC))))
-        x_BHWC = nnx.max_pool(x_BHWC, (2, 2), strides=(2, 2))
+        x_BHWC = max_pool(x_BHWC, (2, 2), strides=(2, 2))
         x_BHWC = nnx.relu(self.conv4(nnx.relu(self.conv3(x_BHWC))))
-        x_BHWC = nnx.max_pool(x_BHWC, (2, 2), strides=(2, 2))
+        x_BHWC = max_pool(x_BHWC, (2, 2), strides=(2, 2))
         return self.head(nnx.relu(self.hidden(jnp.reshape(x_BHWC, (x_BHWC.shape[0], -1)))))
