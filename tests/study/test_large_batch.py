@@ -146,7 +146,7 @@ world.run(job)
 
 @TAKES_LONG
 def test_a_study_that_was_killed_goes_on_with_what_is_left(jobs, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.setenv("PYTHONPATH", ".:tests")
     (tmp_path / "study.py").write_text(SCRIPT)
     folder = tmp_path / "study"
 
