@@ -94,12 +94,6 @@ class NativeAllreduce:
         sums = run_native.allreduce_all(parts, self.plans, device=jax.lax.axis_index(self.axis))
         return gathered(sums, [bucket.size for bucket in buckets], self.axis)
 
-    def of_part(self, bucket: int, device: int) -> Callable[[jax.Array], jax.Array]:
-        """The sum of a local device's part of one bucket, inside a jit of its own."""
-        assert self.plans is not None, "there are ranks to cross to"
-        plan = self.plans[bucket]
-        return lambda part: run_native.allreduce(part, plan, device=device)
-
 
 def scattered(buckets: Sequence[jax.Array], axis: str, num_devices: int) -> list[jax.Array]:
     """Inside shard_map: this device's part of each bucket, summed over the devices along the axis.

@@ -157,7 +157,7 @@ class LocalEngine:
         forward = jax.jit(
             self._over_devices(local, staging.scatter, out=PartitionSpec(AXIS)), out_shardings=staging.pinned
         )
-        cross = staging.crossing(allreduce, len(sizes))
+        cross = staging.crossing(allreduce)
         back = jax.jit(lambda state, parts: update(state, staging.gather(parts, sizes)), donate_argnums=0)
 
         def staged(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

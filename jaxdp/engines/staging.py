@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxdp.collectives import run_native
 from jaxdp.collectives.allreduce import BucketSum, NativeAllreduce, gathered, scattered
 
 # Of each bucket the part of each local device, on the host's CPU device.
@@ -66,13 +68,17 @@ class Staging:
             for bucket in parts
         ]
 
-    def crossing(self, allreduce: BucketSum, count: int) -> Callable[[HostParts], HostParts]:
-        """What sums so many buckets over the ranks."""
+    def crossing(self, allreduce: BucketSum) -> Callable[[HostParts], HostParts]:
+        """What sums the buckets over the ranks."""
         if isinstance(allreduce, NativeAllreduce):
+            assert allreduce.plans is not None, "there are ranks to cross to"
             # A program a part: each crosses, and goes back to its device, as soon as it is there.
             programs = [
-                [jax.jit(allreduce.of_part(bucket, device)) for device in range(self.mesh.size)]
-                for bucket in range(count)
+                [
+                    jax.jit(functools.partial(run_native.allreduce, plan=plan, device=device))
+                    for device in range(self.mesh.size)
+                ]
+                for plan in allreduce.plans
             ]
             return lambda parts: [
                 [program(part) for program, part in zip(*of_bucket, strict=True)]
