@@ -64,7 +64,7 @@ extensions = [
     Extension(
         f"jaxdp.native._engine_{mpi_abi()}",
         sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "doors", "engine")],
-        depends=[f"jaxdp/native/{name}.h" for name in ("arithmetic", "engine")],
+        depends=[f"jaxdp/native/{name}.h" for name in ("arithmetic", "engine", "vectorised")],
         extra_compile_args=[*common, *compiling, "-isystem", xla_headers()],
         extra_link_args=["-pthread", *linking],
         language="c++",
@@ -76,6 +76,14 @@ extensions = [
         extra_link_args=["-pthread"],
         language="c++",
     ),
+    Extension(
+        "jaxdp.native._layers",
+        sources=[f"jaxdp/native/{name}.cc" for name in ("normalisation", "pooling")],
+        depends=[f"jaxdp/native/{name}.h" for name in ("threads", "vectorised")],
+        extra_compile_args=[*common, "-isystem", xla_headers()],
+        extra_link_args=["-pthread"],
+        language="c++",
+    ),
 ]
 # Other CPUs than x86 have no such packages: XLA's own convolutions serve there.
 if onednn := found_onednn():
@@ -83,6 +91,7 @@ if onednn := found_onednn():
         Extension(
             "jaxdp.native._convolutions",
             sources=["jaxdp/native/convolutions.cc"],
+            depends=["jaxdp/native/operation.h"],
             extra_compile_args=[*common, *onednn[0], "-isystem", xla_headers()],
             # Whoever loads this has loaded those, from wherever they are then.
             extra_link_args=onednn[1],

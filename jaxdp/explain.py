@@ -24,8 +24,8 @@ from jaxdp.config import Config
 from jaxdp.data.catalog import open_source
 from jaxdp.data.known import KNOWN, Facts
 from jaxdp.data.order import Deal
+from jaxdp.models.cpu.forms import count_flops, plain_forms
 from jaxdp.models.network import Network as Model
-from jaxdp.models.on_cpu import count_flops, plain_forms
 from jaxdp.optim.factory import kernels, make_optimizer
 from jaxdp.optim.schedules import make_schedule
 from jaxdp.plan import Plan

@@ -97,8 +97,8 @@ def make_parts(setting: Setting, world: World) -> Parts:
     from jaxdp.collectives import run_native
     from jaxdp.collectives.buckets import Buckets
     from jaxdp.engines import make_engine
+    from jaxdp.models.cpu.forms import count_flops
     from jaxdp.models.network import Network
-    from jaxdp.models.on_cpu import count_flops
     from jaxdp.optim.factory import make_optimizer
     from jaxdp.state import TrainState
     from jaxdp.step import Batch, Task, apply_gradients, forward_backward, reduced_order, reduced_shapes

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import BatchNorm, Conv, dropout, local_response_norm
-from jaxdp.models.on_cpu import max_pool
 
 # Table 1 of the paper: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection; and what comes between them: a pooling,
 # or an auxiliary head.
@@ -54,9 +54,9 @@ class _Conv(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array, *, train: bool, mask_B111: jax.Array | None) -> jax.Array:
         x_BHWC = self.conv(x_BHWC)
-        if self.norm is not None:
-            x_BHWC = self.norm(x_BHWC, use_running_average=not train, mask=mask_B111)
-        return nnx.relu(x_BHWC)
+        if self.norm is None:
+            return nnx.relu(x_BHWC)
+        return self.norm(x_BHWC, use_running_average=not train, mask=mask_B111, rectifies=True)
 
 
 class _Inception(nnx.Module):

@@ -6,12 +6,16 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jaxdp.models.on_cpu import convolve
+from jaxdp.models.cpu.convolution import convolve
+from jaxdp.models.cpu.forms import are_ours
+from jaxdp.models.cpu.normalisation import normalise
 
 _batch_sum: contextvars.ContextVar[Callable[[jax.Array], jax.Array] | None] = contextvars.ContextVar(
     "batch_sum", default=None
@@ -38,11 +42,18 @@ Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation (Ioffe and Szegedy 2015), by the statistics of a device's batch, or of the global one.
 
-    See `flax.nnx.BatchNorm`, and `batch_statistics_over` for the latter.
+    See `flax.nnx.BatchNorm`, and `batch_statistics_over` for the latter. What often follows it can be asked of it, as
+    CPUs do it at once.
     """
 
     def __call__(
-        self, x_BX: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+        self,
+        x_BX: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        shortcut_BX: jax.Array | None = None,
+        rectifies: bool = False,
     ) -> jax.Array:
         """The same shape.
 
@@ -50,24 +61,71 @@ class BatchNorm(nnx.BatchNorm):
           x_BX: [B, ..., C].
           use_running_average: normalise by the running statistics; None for what the layer was made with.
           mask: bool [B, 1, ...], which examples count.
+          shortcut_BX: to be added to what is normalised, [B, ..., C].
+          rectifies: whether a ReLU follows.
         """
         if self.use_running_average if use_running_average is None else use_running_average:
-            return super().__call__(x_BX, use_running_average=True)
-        precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
-        axes = tuple(range(x_BX.ndim - 1))
-        # Where x is, so that it varies over the same devices.
-        ones_BX = jnp.ones_like(precise_BX[..., :1])
-        parts = [jnp.sum(part_BX, axes, where=mask) for part_BX in (precise_BX, jnp.square(precise_BX), ones_BX)]
-        if batch_sum := _batch_sum.get():
-            parts = jnp.split(batch_sum(jnp.concatenate(parts)), [x_BX.shape[-1], 2 * x_BX.shape[-1]])
-        mean_C, square_C = (part / parts[2] for part in parts[:2])
-        variance_C = jnp.maximum(0.0, square_C - jnp.square(mean_C))
+            return _followed(super().__call__(x_BX, use_running_average=True), shortcut_BX, rectifies)
+        batch_sum = _batch_sum.get()
+        dtype = x_BX.dtype if self.dtype is None else self.dtype
+        arrays = [x_BX, jnp.empty(0, dtype), *([] if shortcut_BX is None else [shortcut_BX])]
+        if batch_sum is None and are_ours(*arrays):
+            y_BX, moments_2C = self._by_cpu(x_BX, mask, shortcut_BX, rectifies)
+        else:
+            precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
+            moments_2C = _moments(precise_BX, mask, batch_sum)
+            # A product and a sum: neither this nor its gradient needs x less its mean, an array that would be kept.
+            factor_C, shift_C = self._factors(moments_2C, self._of_channels())
+            y_BX = _followed((precise_BX * factor_C + shift_C).astype(dtype), shortcut_BX, rectifies)
+        mean_C, variance_C = moments_2C[0], _variance(moments_2C)
         for running, now_C in ((self.mean, mean_C), (self.var, variance_C)):
             running[...] = self.momentum * running[...] + (1 - self.momentum) * now_C
-        # A product and a sum: neither this nor its gradient needs x less its mean, an array that would be kept.
-        factor_C = jax.lax.rsqrt(variance_C + self.epsilon) * (1.0 if self.scale is None else self.scale[...])
-        shift_C = (0.0 if self.bias is None else self.bias[...]) - mean_C * factor_C
-        return (precise_BX * factor_C + shift_C).astype(x_BX.dtype if self.dtype is None else self.dtype)
+        return y_BX
+
+    def _by_cpu(
+        self, x_BX: jax.Array, mask: jax.Array | None, shortcut_BX: jax.Array | None, rectifies: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """What comes out, and the moments."""
+        first_B = x_BX.reshape(x_BX.shape[0], -1)[:, 0]
+        seen_B = jnp.ones_like(first_B, bool) if mask is None else jnp.broadcast_to(mask.reshape(-1), first_B.shape)
+        values_an_example = np.prod(x_BX.shape[1:-1])
+        count = jnp.sum(seen_B) * values_an_example
+
+        def factors(sums_2C: jax.Array, of_channels: Any) -> jax.Array:
+            return self._factors(sums_2C / count, of_channels)
+
+        y_BX, sums_2C = normalise(x_BX, seen_B, shortcut_BX, self._of_channels(), factors=factors, rectifies=rectifies)
+        return y_BX, sums_2C / count
+
+    def _of_channels(self) -> tuple[jax.Array | None, jax.Array | None]:
+        scale_C, bias_C = (None if param is None else param[...] for param in (self.scale, self.bias))
+        return scale_C, bias_C
+
+    def _factors(self, moments_2C: jax.Array, of_channels: tuple[jax.Array | None, jax.Array | None]) -> jax.Array:
+        """What x is multiplied with, and what is added: [2, C]."""
+        scale_C, bias_C = of_channels
+        factor_C = jax.lax.rsqrt(_variance(moments_2C) + self.epsilon) * (1.0 if scale_C is None else scale_C)
+        return jnp.stack([factor_C, (0.0 if bias_C is None else bias_C) - moments_2C[0] * factor_C])
+
+
+def _moments(x_BX: jax.Array, mask: jax.Array | None, batch_sum: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
+    """Means of the values and of their squares, [2, C]."""
+    axes = tuple(range(x_BX.ndim - 1))
+    # Where x is, so that it varies over the same devices.
+    ones_BX = jnp.ones_like(x_BX[..., :1])
+    parts = [jnp.sum(part_BX, axes, where=mask) for part_BX in (x_BX, jnp.square(x_BX), ones_BX)]
+    if batch_sum is not None:
+        parts = jnp.split(batch_sum(jnp.concatenate(parts)), [x_BX.shape[-1], 2 * x_BX.shape[-1]])
+    return jnp.stack([part / parts[2] for part in parts[:2]])
+
+
+def _variance(moments_2C: jax.Array) -> jax.Array:
+    return jnp.maximum(0.0, moments_2C[1] - jnp.square(moments_2C[0]))
+
+
+def _followed(y_BX: jax.Array, shortcut_BX: jax.Array | None, rectifies: bool) -> jax.Array:
+    y_BX = y_BX if shortcut_BX is None else y_BX + shortcut_BX
+    return nnx.relu(y_BX) if rectifies else y_BX
 
 
 def dropout(x_BX: jax.Array, rate: float, key_B: jax.Array | None, *, layer: int) -> jax.Array:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv, dropout
-from jaxdp.models.on_cpu import max_pool
 
 # Size, channels, stride and padding of the convolution of each stage, each followed by two 1x1 convolutions: the
 # solvers' net of Caffe's model zoo (nin_imagenet). The last stage ends in as many channels as there are classes.

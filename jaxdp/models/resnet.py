@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import BatchNorm, Conv
-from jaxdp.models.on_cpu import max_pool
 
 Layer = Callable[..., Any]
 
@@ -60,11 +60,11 @@ class _Block(nnx.Module):
     def __call__(self, x_BHWC: jax.Array, *, train: bool, mask_B111: jax.Array | None) -> jax.Array:
         options: dict[str, Any] = {"use_running_average": not train, "mask": mask_B111}
         y_BHWC = x_BHWC
-        for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y_BHWC = norm(conv(y_BHWC if index == 0 else nnx.relu(y_BHWC)), **options)
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
+            y_BHWC = norm(conv(y_BHWC), rectifies=True, **options)
         if self.projects:
             x_BHWC = self.project_norm(self.project(x_BHWC), **options)
-        return nnx.relu(x_BHWC + y_BHWC)
+        return self.norms[-1](self.convs[-1](y_BHWC), shortcut_BX=x_BHWC, rectifies=True, **options)
 
 
 def _basic(width: int, stride: int) -> list[tuple[int, int, int]]:
@@ -137,8 +137,8 @@ class ResNet(nnx.Module):
         """Logits [B, K]. In training, batch statistics are those of the examples whose mask is True."""
         del key_B
         mask_B111 = None if mask_B is None else mask_B[:, None, None, None]
-        x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111)
-        x_BHWC = nnx.relu(x_BHWC)
+        options: dict[str, Any] = {"use_running_average": not train, "mask": mask_B111}
+        x_BHWC = self.stem_norm(self.stem(image_BHWC), rectifies=True, **options)
         if self.pools:
             x_BHWC = max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:

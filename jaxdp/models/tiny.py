@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv
-from jaxdp.models.on_cpu import max_pool
 
 
 class CNN(nnx.Module):

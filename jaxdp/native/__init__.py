@@ -1,7 +1,8 @@
-"""C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and two more.
+"""C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and more.
 
 `engine.h` says what the engine does, `doors.cc` holds the functions of it that this module calls. These need no MPI:
-`rows.cc` copies rows of images, `convolutions.cc` has oneDNN compute convolutions.
+`rows.cc` copies rows of images, `convolutions.cc` has oneDNN compute convolutions, `normalisation.cc` and `pooling.cc`
+are layers of models.
 """
 
 from __future__ import annotations
@@ -78,6 +79,16 @@ def rows() -> ctypes.CDLL:
       ValueError: they have not been built.
     """
     return _load("_rows", _ROWS, "")
+
+
+@functools.cache
+def layers() -> ctypes.CDLL:
+    """The compiled layers.
+
+    Raises:
+      ValueError: they have not been built.
+    """
+    return _load("_layers", {}, "")
 
 
 @functools.cache

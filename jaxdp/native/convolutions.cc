@@ -14,75 +14,21 @@
 #include <utility>
 #include <vector>
 
-#include "oneapi/dnnl/dnnl.hpp"
 #include "oneapi/tbb/task_arena.h"
 #include "oneapi/tbb/task_group.h"
+#include "operation.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
 using dnnl::memory;
+using jaxdp::cpu;
+using jaxdp::Operation;
+using jaxdp::Shapes;
+using jaxdp::Wanted;
 
 constexpr size_t kAlignment = 64;
-
-enum class Wanted : int64_t { kOutput, kInputGradient, kKernelGradient };
-
-const dnnl::engine& cpu() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-struct Shapes {
-  memory::data_type type;
-  memory::dims x, kernel, y, strides, before, behind;
-};
-
-// What computes one of the three, with the order of a kernel's elements in which that is fastest.
-struct Convolution {
-  dnnl::primitive primitive;
-  dnnl::reorder reorder;
-  memory::desc x, kernel, ordered_kernel, y;
-  memory::desc scratch, reorder_scratch;
-
-  Convolution(Wanted wanted, const Shapes& shapes) {
-    using tag = memory::format_tag;
-    const auto type = shapes.type;
-    x = {shapes.x, type, tag::nhwc};
-    y = {shapes.y, type, tag::nhwc};
-    kernel = {shapes.kernel, type, tag::hwio};
-    const memory::desc any(shapes.kernel, type, tag::any);
-    const auto algorithm = dnnl::algorithm::convolution_direct;
-    dnnl::primitive_attr attributes;
-    attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    const dnnl::convolution_forward::primitive_desc forward(cpu(), dnnl::prop_kind::forward_training, algorithm, x, any,
-                                                            y, shapes.strides, shapes.before, shapes.behind,
-                                                            attributes);
-    if (wanted == Wanted::kOutput) {
-      take(dnnl::convolution_forward(forward), forward, forward.weights_desc());
-    } else if (wanted == Wanted::kInputGradient) {
-      const dnnl::convolution_backward_data::primitive_desc backward(cpu(), algorithm, x, any, y, shapes.strides,
-                                                                     shapes.before, shapes.behind, forward, attributes);
-      take(dnnl::convolution_backward_data(backward), backward, backward.weights_desc());
-    } else {
-      const dnnl::convolution_backward_weights::primitive_desc backward(
-          cpu(), algorithm, x, any, y, shapes.strides, shapes.before, shapes.behind, forward, attributes);
-      take(dnnl::convolution_backward_weights(backward), backward, backward.diff_weights_desc());
-    }
-    const bool comes_out = wanted == Wanted::kKernelGradient;
-    const dnnl::reorder::primitive_desc between(cpu(), comes_out ? ordered_kernel : kernel, cpu(),
-                                                comes_out ? kernel : ordered_kernel, attributes);
-    reorder = dnnl::reorder(between);
-    reorder_scratch = between.scratchpad_desc();
-  }
-
- private:
-  void take(dnnl::primitive made, const dnnl::primitive_desc& described, memory::desc ordered) {
-    primitive = std::move(made);
-    scratch = described.scratchpad_desc();
-    ordered_kernel = std::move(ordered);
-  }
-};
 
 // Memory of one call, and the arena in which threads work at it.
 class Room {
@@ -133,14 +79,14 @@ class Workshop {
     rooms.push_back(std::move(room));
   }
 
-  const Convolution& find(Wanted wanted, const Shapes& shapes) {
+  const Operation& find(Wanted wanted, const Shapes& shapes) {
     std::vector<int64_t> key{static_cast<int64_t>(wanted), static_cast<int64_t>(shapes.type)};
     for (const auto* dims : {&shapes.x, &shapes.kernel, &shapes.y, &shapes.strides, &shapes.before, &shapes.behind}) {
       key.insert(key.end(), dims->begin(), dims->end());
     }
     std::lock_guard lock(mutex);
-    auto& found = convolutions[key];
-    if (found == nullptr) found = std::make_unique<Convolution>(wanted, shapes);
+    auto& found = operations[key];
+    if (found == nullptr) found = std::make_unique<Operation>(wanted, shapes);
     return *found;
   }
 
@@ -148,7 +94,7 @@ class Workshop {
   const int64_t threads;
   std::mutex mutex;
   std::vector<std::unique_ptr<Room>> rooms;
-  std::map<std::vector<int64_t>, std::unique_ptr<Convolution>> convolutions;
+  std::map<std::vector<int64_t>, std::unique_ptr<Operation>> operations;
 };
 
 // Other threads of XLA's pool that work beside this one in an arena, for as long as this lives. With threads of TBB's
@@ -222,30 +168,28 @@ void run(Wanted wanted, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer 
                       {strides[0], strides[1]},
                       {pads[0], pads[2]},
                       {pads[1], pads[3]}};
-  const Convolution& convolution = workshop.find(wanted, shapes);
-  const size_t ordered_bytes = aligned(convolution.ordered_kernel.get_size());
-  const size_t scratch_bytes =
-      aligned(std::max(convolution.scratch.get_size(), convolution.reorder_scratch.get_size()));
+  const Operation& operation = workshop.find(wanted, shapes);
+  const size_t ordered_bytes = aligned(operation.ordered_kernel.get_size());
+  const size_t scratch_bytes = aligned(std::max(operation.scratch.get_size(), operation.reorder_scratch.get_size()));
   char* const begin = room.of(ordered_bytes + scratch_bytes);
   thread_local dnnl::stream stream(cpu());
-  memory of_x(convolution.x, cpu(), x.untyped_data());
-  memory of_y(convolution.y, cpu(), y.untyped_data());
-  memory as_given(convolution.kernel, cpu(), kernel.untyped_data());
-  memory ordered(convolution.ordered_kernel, cpu(), begin);
-  const memory scratch(convolution.scratch, cpu(), begin + ordered_bytes);
-  const memory reorder_scratch(convolution.reorder_scratch, cpu(), begin + ordered_bytes);
-  const bool reorders = convolution.ordered_kernel != convolution.kernel;
+  memory of_x(operation.x, cpu(), x.untyped_data());
+  memory of_y(operation.y, cpu(), y.untyped_data());
+  memory as_given(operation.kernel, cpu(), kernel.untyped_data());
+  memory ordered(operation.ordered_kernel, cpu(), begin);
+  const memory scratch(operation.scratch, cpu(), begin + ordered_bytes);
+  const memory reorder_scratch(operation.reorder_scratch, cpu(), begin + ordered_bytes);
+  const bool reorders = operation.ordered_kernel != operation.kernel;
   if (!reorders) ordered = as_given;
   const auto reorder = [&](const memory& from, const memory& to) {
-    convolution.reorder.execute(stream,
-                                {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}, {DNNL_ARG_SCRATCHPAD, reorder_scratch}});
+    operation.reorder.execute(stream,
+                              {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}, {DNNL_ARG_SCRATCHPAD, reorder_scratch}});
   };
   const bool comes_out = wanted == Wanted::kKernelGradient;
   if (reorders && !comes_out) reorder(as_given, ordered);
-  convolution.primitive.execute(stream, {{wanted == Wanted::kInputGradient ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, of_x},
-                                         {comes_out ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, ordered},
-                                         {wanted == Wanted::kOutput ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, of_y},
-                                         {DNNL_ARG_SCRATCHPAD, scratch}});
+  operation.primitive.execute(
+      stream,
+      {{operation.as_x, of_x}, {operation.as_kernel, ordered}, {operation.as_y, of_y}, {DNNL_ARG_SCRATCHPAD, scratch}});
   if (reorders && comes_out) reorder(ordered, as_given);
 }
 

@@ -13,9 +13,11 @@ import pytest
 from flax import nnx
 
 from jaxdp import native
-from jaxdp.models import on_cpu
+from jaxdp.models.cpu import convolution
+from jaxdp.models.cpu.convolution import convolve
+from jaxdp.models.cpu.forms import count_flops, plain_forms
+from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv
-from jaxdp.models.on_cpu import count_flops, max_pool, plain_forms
 
 # Of `convolve`, as nnx.Conv gives them.
 OPTIONS = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -40,6 +42,8 @@ NEEDS_ONEDNN = pytest.mark.skipif(native.convolutions() is None, reason="oneDNN 
         ((8, 9), (3, 3), (2, 3), "VALID"),
         ((8, 8), (1, 1), (2, 2), 0),
         ((8, 8), (1, 1), (1, 1), 1),
+        ((8, 9), (1, 1), (1, 1), 0),
+        ((9, 8), (1, 1), (2, 3), 0),
     ],
 )
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("bfloat16", 0.1)])
@@ -66,8 +70,10 @@ def test_convolutions_and_their_gradients_are_those_of_xla(size, kernel, strides
 
 def text(x, kernel, **options):
     """The program of a convolution's gradients."""
-    convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding=((1, 1), (1, 1)), **(OPTIONS | options))
-    return jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of) ** 2), argnums=(0, 1))).lower(x, kernel).as_text()
+    given = {"strides": (1, 1), "padding": ((1, 1), (1, 1))} | OPTIONS | options
+    return (
+        jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of, **given) ** 2), argnums=(0, 1))).lower(x, kernel).as_text()
+    )
 
 
 @NEEDS_ONEDNN
@@ -79,13 +85,13 @@ def test_onednn_computes_what_it_can(monkeypatch):
     assert "jaxdp_convolution" not in text(x.astype("float16"), kernel.astype("float16"))
     assert "jaxdp_convolution" not in text(x, kernel, lhs_dilation=(2, 2))
     assert "jaxdp_convolution" not in text(x, kernel[:, :, :2], feature_group_count=2)
-    monkeypatch.setattr(on_cpu, "_dtypes", lambda: ("float32",))
+    monkeypatch.setattr(convolution, "_dtypes", lambda: ("float32",))
     assert "jaxdp_convolution" not in text(x.astype("bfloat16"), kernel.astype("bfloat16"))
 
 
 def test_xla_computes_where_onednn_is_not_installed(monkeypatch):
     monkeypatch.setattr(native, "convolutions", lambda: None)
-    monkeypatch.setattr(on_cpu, "_dtypes", on_cpu._dtypes.__wrapped__)
+    monkeypatch.setattr(convolution, "_dtypes", convolution._dtypes.__wrapped__)
     assert "jaxdp_convolution" not in text(jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4)))
 
 
@@ -94,18 +100,26 @@ def test_what_onednn_refuses_is_said():
     x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
     like = jax.ShapeDtypeStruct((2, 99, 16, 4), jnp.float32)
     text(x, kernel)  # for its target to be known
-    compute = functools.partial(on_cpu._by_onednn, 0, like, strides=(1, 1), pads=((1, 1), (1, 1)))
+    compute = functools.partial(convolution._by_onednn, 0, like, strides=(1, 1), pads=((1, 1), (1, 1)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="a convolution by oneDNN failed: could not create"):
         jax.jit(compute)(x, kernel)
+
+
+def in_a_process(script, threads):
+    """What it prints, where XLA has so many threads."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"NPROC": threads}
+    command = [sys.executable, pathlib.Path(__file__).with_name(script)]
+    return subprocess.run(command, env=environment, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout
 
 
 @NEEDS_ONEDNN
 @pytest.mark.parametrize("threads", ["1", "2", "5"])
 def test_many_convolutions_at_once(threads):
-    """XLA's threads compute them, as many as it has been given: in a process of its own."""
-    script = pathlib.Path(__file__).with_name("many_convolutions.py")
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"NPROC": threads}
-    subprocess.run([sys.executable, script], env=environment, check=True, timeout=60)
+    in_a_process("many_convolutions.py", threads)
+
+
+def test_layers_give_the_same_bits_by_any_number_of_threads():
+    assert len({in_a_process("many_layers.py", threads) for threads in ("1", "2", "5")}) == 1
 
 
 def test_several_devices_have_gradients_of_their_own():
@@ -149,9 +163,17 @@ def test_gradients_of_max_pooling_are_those_of_xla(size, window, strides, paddin
     np.testing.assert_array_equal(gradients(pool, x, weights=weights)[0], expected[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_max_pooling_keeps_what_is_not_a_number(dtype):
+    x = jnp.zeros((2, 64, 64, 67), dtype).at[1, 21, 33, 66].set(jnp.nan).at[0, 0, 0, 0].set(jnp.inf)
+    pooled = np.float32(max_pool(x, (2, 2), (2, 2)))
+    assert np.argwhere(np.isnan(pooled)).tolist() == [[1, 10, 16, 66]]
+    assert np.argwhere(np.isinf(pooled)).tolist() == [[0, 0, 0, 0]]
+
+
 def test_operations_are_counted_whatever_computes_them():
     x, kernel = jnp.ones((8, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
-    convolve = functools.partial(on_cpu.convolve, strides=(1, 1), padding="VALID", **OPTIONS)
+    given = {"strides": (1, 1), "padding": "VALID"} | OPTIONS
     products = 2 * 8 * 14 * 14 * 9 * 4 * 4
-    counted = count_flops(jax.grad(lambda kernel: jnp.sum(convolve(x, kernel))), kernel)
+    counted = count_flops(jax.grad(lambda kernel: jnp.sum(convolve(x, kernel, **given))), kernel)
     assert products <= counted < 2.2 * products

@@ -1,0 +1,77 @@
+"""Which operations a model is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from jaxdp import native
+
+_TARGETS = ("max_pool", "max_pool_gradient", "norm_sums", "norm", "norm_gradient_sums", "norm_gradient")
+
+_is_plain = contextvars.ContextVar("is_plain", default=False)
+
+Pads = Sequence[tuple[int, int]]
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Inside, while JAX traces, a model is made of the same operations on CPUs as elsewhere: to be counted, not run."""
+    before = _is_plain.set(True)
+    try:
+        yield
+    finally:
+        _is_plain.reset(before)
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Floating-point operations of a call, as XLA counts those of plain forms: it counts a loop as if run once."""
+
+    def plain(*arguments: Any) -> Any:
+        with plain_forms():
+            return function(*arguments)
+
+    analysis: Any = jax.jit(plain).lower(*arguments).cost_analysis()
+    return analysis["flops"]
+
+
+def are_ours(*arrays: jax.Array) -> bool:
+    """Whether operations on these, of one type, are those of this package."""
+    dtypes = {array.dtype.name for array in arrays}
+    return (
+        jax.default_backend() == "cpu"
+        and not _is_plain.get()
+        and len(dtypes) == 1
+        and dtypes <= {"float32", "bfloat16"}
+    )
+
+
+@functools.cache
+def _register() -> None:
+    library = native.layers()
+    for name in _TARGETS:
+        function = jax.ffi.pycapsule(getattr(library, f"jaxdp_xla_{name}"))
+        jax.ffi.register_ffi_target(f"jaxdp_{name}", function, platform="cpu")
+
+
+def call(name: str, like: Any, *arrays: jax.Array, **attributes: Any) -> Any:
+    """An operation of ours, one of those in native/normalisation.cc and native/pooling.cc.
+
+    Args:
+      name: without the prefix.
+      like: what comes out: an array of this shape and dtype, or several.
+      arrays: that go in.
+      attributes: NumPy values.
+    """
+    _register()
+    return jax.ffi.ffi_call(f"jaxdp_{name}", like)(*arrays, **attributes)
+
+
+def padding_of(x_BHWC: jax.Array, window: tuple[int, int], strides: Any, padding: Any) -> Pads:
+    """Down and across, the pixels before and behind."""
+    return jax.lax.padtype_to_pads(x_BHWC.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding

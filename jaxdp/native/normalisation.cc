@@ -1,0 +1,285 @@
+// Batch normalisation of XLA's programs on CPUs, with the ReLU and the shortcut of a residual block behind it.
+//
+// Arrays are [rows, C], float32 or bfloat16; what is of channels is float32 [2, C]: sums, factors (of x, and what is
+// added to the product) and gradients.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "threads.h"
+#include "vectorised.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using jaxdp::number;
+using jaxdp::put;
+
+// What a thread takes at once. The order in which values are summed follows from it, not from the number of threads.
+constexpr int64_t kValuesAtOnce = int64_t{1} << 16;
+
+// So many rows at once: each sum is read and written once for all of them.
+constexpr int64_t kRowsAtOnce = 4;
+
+enum class Task { kSums, kForward, kGradientSums, kGradient };
+
+// What a task has no use for is null.
+struct Work {
+  Task task;
+  bool is_bfloat16, rectifies;
+  int64_t rows, channels, rows_an_example;
+  const bool* seen;      // of each example
+  const void* x;         // before
+  const void* shortcut;  // what is added
+  const void* y;         // after a ReLU behind a shortcut, which does not follow from x
+  const void* gradient;  // of what came out
+  const float* factors;
+  const float* of_sums;  // gradients of the sums
+  void* out;
+
+  int64_t rows_of_part() const { return std::max<int64_t>(1, kValuesAtOnce / channels); }
+  int64_t parts() const { return (rows + rows_of_part() - 1) / rows_of_part(); }
+};
+
+template <int64_t kRows, typename T>
+[[gnu::always_inline]] inline void add_sums(const T* __restrict x, int64_t channels, float* __restrict sums,
+                                            float* __restrict squares) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float sum = 0, square = 0;
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float value = number(x[row * channels + c]);
+      sum += value;
+      square += value * value;
+    }
+    sums[c] += sum;
+    squares[c] += square;
+  }
+}
+
+template <bool kRectifies, typename T>
+[[gnu::always_inline]] inline void normalise(const T* __restrict x, const T* __restrict shortcut,
+                                             const float* __restrict factor, const float* __restrict shift,
+                                             int64_t channels, T* __restrict y) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = number(x[c]) * factor[c] + shift[c] + (shortcut == nullptr ? 0 : number(shortcut[c]));
+    // In this form NaN stays.
+    put(kRectifies && value < 0 ? 0 : value, y[c]);
+  }
+}
+
+// The gradient of what a ReLU was given, by what it gave.
+template <typename T>
+[[gnu::always_inline]] inline void rectify(const T* __restrict y, const T* __restrict gradient, int64_t count,
+                                           T* __restrict out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T given = gradient[i];
+    out[i] = number(y[i]) > 0 ? given : T{0};
+  }
+}
+
+// The same, of one value, by what went into the normalisation.
+template <bool kRectifies>
+[[gnu::always_inline]] inline float rectified(float value, float gradient, float factor, float shift) {
+  return !kRectifies || value * factor + shift > 0 ? gradient : 0;
+}
+
+template <int64_t kRows, bool kRectifies, typename T>
+[[gnu::always_inline]] inline void add_gradient_sums(const T* __restrict x, const T* __restrict gradient,
+                                                     const float* __restrict factor, const float* __restrict shift,
+                                                     int64_t channels, float* __restrict of_factor,
+                                                     float* __restrict of_shift) {
+  for (int64_t c = 0; c < channels; ++c) {
+    float product = 0, sum = 0;
+    for (int64_t row = 0; row < kRows; ++row) {
+      const float value = number(x[row * channels + c]);
+      const float given = number(gradient[row * channels + c]);
+      const float passed = rectified<kRectifies>(value, given, factor[c], shift[c]);
+      product += passed * value;
+      sum += passed;
+    }
+    of_factor[c] += product;
+    of_shift[c] += sum;
+  }
+}
+
+template <bool kRectifies, typename T>
+[[gnu::always_inline]] inline void gradient_of_x(const T* __restrict x, const T* __restrict gradient,
+                                                 const float* __restrict factor, const float* __restrict shift,
+                                                 const float* __restrict of_sum, const float* __restrict of_square,
+                                                 float weight, int64_t channels, T* __restrict out) {
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = number(x[c]);
+    const float passed = rectified<kRectifies>(value, number(gradient[c]), factor[c], shift[c]);
+    put(passed * factor[c] + weight * (of_sum[c] + 2 * value * of_square[c]), out[c]);
+  }
+}
+
+template <int64_t kRows, bool kRectifies, typename T>
+[[gnu::always_inline]] inline void do_some(const Work& work, int64_t first_row, bool seen, float* sums) {
+  const int64_t channels = work.channels;
+  const auto row_of = [&](const void* array, int64_t row) {
+    return array == nullptr ? nullptr : static_cast<const T*>(array) + (first_row + row) * channels;
+  };
+  const T *const x = row_of(work.x, 0), *const gradient = row_of(work.gradient, 0);
+  const float *const factor = work.factors, *const shift = factor + channels;
+  auto* const out = work.out == nullptr ? nullptr : static_cast<T*>(work.out) + first_row * channels;
+  switch (work.task) {
+    case Task::kSums:
+      if (seen) add_sums<kRows>(x, channels, sums, sums + channels);
+      break;
+    case Task::kForward:
+      for (int64_t row = 0; row < kRows; ++row) {
+        const T* const shortcut = row_of(work.shortcut, row);
+        T* const y = out + row * channels;
+        if (shortcut == nullptr) {
+          normalise<kRectifies, T>(row_of(work.x, row), nullptr, factor, shift, channels, y);
+        } else {
+          normalise<kRectifies>(row_of(work.x, row), shortcut, factor, shift, channels, y);
+        }
+      }
+      break;
+    case Task::kGradientSums:
+      if (work.y != nullptr) {
+        rectify(row_of(work.y, 0), gradient, kRows * channels, out);
+        add_gradient_sums<kRows, false>(x, out, factor, shift, channels, sums, sums + channels);
+      } else {
+        add_gradient_sums<kRows, kRectifies>(x, gradient, factor, shift, channels, sums, sums + channels);
+      }
+      break;
+    case Task::kGradient:
+      for (int64_t row = 0; row < kRows; ++row) {
+        gradient_of_x<kRectifies>(row_of(work.x, row), row_of(work.gradient, row), factor, shift, work.of_sums,
+                                  work.of_sums + channels, seen ? 1 : 0, channels, out + row * channels);
+      }
+      break;
+  }
+}
+
+template <bool kRectifies, typename T>
+[[gnu::always_inline]] inline void do_rows(const Work& work, int64_t begin, int64_t end, float* sums) {
+  for (int64_t row = begin; row < end;) {
+    const int64_t example = row / work.rows_an_example;
+    const int64_t until = std::min(end, (example + 1) * work.rows_an_example);
+    const bool seen = work.seen == nullptr || work.seen[example];
+    for (; row + kRowsAtOnce <= until; row += kRowsAtOnce) do_some<kRowsAtOnce, kRectifies, T>(work, row, seen, sums);
+    for (; row < until; ++row) do_some<1, kRectifies, T>(work, row, seen, sums);
+  }
+}
+
+JAXDP_VECTORISED void do_part(const Work& work, int64_t begin, int64_t end, float* sums) {
+  if (work.is_bfloat16) {
+    work.rectifies ? do_rows<true, uint16_t>(work, begin, end, sums) : do_rows<false, uint16_t>(work, begin, end, sums);
+  } else {
+    work.rectifies ? do_rows<true, float>(work, begin, end, sums) : do_rows<false, float>(work, begin, end, sums);
+  }
+}
+
+// Sums are null where the task has none.
+ffi::Error run(const Work& work, ffi::ThreadPool& pool, float* sums) {
+  const int64_t step = work.rows_of_part(), width = 2 * work.channels;
+  std::vector<float> of_parts(sums == nullptr ? 0 : work.parts() * width);
+  jaxdp::share(pool, work.parts(), [&](int64_t part) {
+    do_part(work, part * step, std::min(work.rows, (part + 1) * step),
+            sums == nullptr ? nullptr : of_parts.data() + part * width);
+  });
+  for (int64_t c = 0; sums != nullptr && c < width; ++c) {
+    double total = 0;
+    for (int64_t part = 0; part < work.parts(); ++part) total += of_parts[part * width + c];
+    sums[c] = static_cast<float>(total);
+  }
+  return ffi::Error::Success();
+}
+
+using Array = ffi::AnyBuffer;
+using Channels = ffi::BufferR2<ffi::F32>;
+using Mask = ffi::BufferR1<ffi::PRED>;
+
+Work work_on(Task task, Array x, int64_t examples) {
+  Work work{};
+  work.task = task;
+  work.is_bfloat16 = x.element_type() == ffi::BF16;
+  work.channels = std::max<int64_t>(1, x.dimensions().back());
+  work.rows = static_cast<int64_t>(x.element_count()) / work.channels;
+  work.rows_an_example = std::max<int64_t>(1, work.rows / std::max<int64_t>(1, examples));
+  work.x = x.untyped_data();
+  return work;
+}
+
+ffi::Error sums(Array x, Mask seen, ffi::Result<Channels> out, ffi::ThreadPool pool) {
+  Work work = work_on(Task::kSums, x, seen.dimensions()[0]);
+  work.seen = seen.typed_data();
+  return run(work, pool, out->typed_data());
+}
+
+ffi::Error forward(Array x, Channels factors, ffi::RemainingArgs shortcut, ffi::Result<Array> y, bool rectifies,
+                   ffi::ThreadPool pool) {
+  Work work = work_on(Task::kForward, x, 1);
+  work.factors = factors.typed_data();
+  work.rectifies = rectifies;
+  if (shortcut.size() > 0) work.shortcut = shortcut.get<Array>(0)->untyped_data();
+  work.out = y->untyped_data();
+  return run(work, pool, nullptr);
+}
+
+// With y, the gradient of what its ReLU was given comes out too.
+ffi::Error gradient_sums(Array x, Channels factors, Array gradient, ffi::RemainingArgs y, ffi::Result<Channels> out,
+                         ffi::RemainingRets of_shortcut, bool rectifies, ffi::ThreadPool pool) {
+  Work work = work_on(Task::kGradientSums, x, 1);
+  work.factors = factors.typed_data();
+  work.gradient = gradient.untyped_data();
+  work.rectifies = rectifies;
+  if (y.size() > 0) {
+    work.y = y.get<Array>(0)->untyped_data();
+    work.out = (*of_shortcut.get<Array>(0))->untyped_data();
+  }
+  return run(work, pool, out->typed_data());
+}
+
+ffi::Error gradient(Array x, Channels factors, Array gradient, Channels of_sums, Mask seen, ffi::Result<Array> out,
+                    bool rectifies, ffi::ThreadPool pool) {
+  Work work = work_on(Task::kGradient, x, seen.dimensions()[0]);
+  work.seen = seen.typed_data();
+  work.factors = factors.typed_data();
+  work.of_sums = of_sums.typed_data();
+  work.gradient = gradient.untyped_data();
+  work.rectifies = rectifies;
+  work.out = out->untyped_data();
+  return run(work, pool, nullptr);
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_sums, sums,
+                              ffi::Ffi::Bind().Arg<Array>().Arg<Mask>().Ret<Channels>().Ctx<ffi::ThreadPool>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm, forward,
+                              ffi::Ffi::Bind()
+                                  .Arg<Array>()
+                                  .Arg<Channels>()
+                                  .RemainingArgs()
+                                  .Ret<Array>()
+                                  .Attr<bool>("rectifies")
+                                  .Ctx<ffi::ThreadPool>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_gradient_sums, gradient_sums,
+                              ffi::Ffi::Bind()
+                                  .Arg<Array>()
+                                  .Arg<Channels>()
+                                  .Arg<Array>()
+                                  .RemainingArgs()
+                                  .Ret<Channels>()
+                                  .RemainingRets()
+                                  .Attr<bool>("rectifies")
+                                  .Ctx<ffi::ThreadPool>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_gradient, gradient,
+                              ffi::Ffi::Bind()
+                                  .Arg<Array>()
+                                  .Arg<Channels>()
+                                  .Arg<Array>()
+                                  .Arg<Channels>()
+                                  .Arg<Mask>()
+                                  .Ret<Array>()
+                                  .Attr<bool>("rectifies")
+                                  .Ctx<ffi::ThreadPool>());
+#pragma GCC visibility pop
