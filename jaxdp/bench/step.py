@@ -176,21 +176,25 @@ def _timed(
     of_peers: dict[str, list[float]] = {way: [] for way in peers}
     timed: dict[str, list[float]] = {name: [] for name in ("first", *parts.programs)}
     goodputs, progress = [], 0.0
-    marks = (0.0, 0.0)
+    of_step = (0.0, 0.0)
+    # The same order on all ranks, another one each time: what runs before a program decides what is in its caches.
+    orders = np.random.default_rng(0)
     # The first two repetitions compile, and let connections warm up.
     for repetition in range(-2, arguments.repeat):
-        for name, part in parts.programs.items():
+        for name in orders.permutation(list(parts.programs)):
             world.barrier()
             start, used = time.perf_counter(), step_parts.progress_seconds()
-            jax.block_until_ready(part())
-            marks = (start, time.perf_counter())
+            jax.block_until_ready(parts.programs[name]())
+            end = time.perf_counter()
+            if name == "step":
+                of_step = (start, end)
             if repetition >= 0:
-                timed[name].append(marks[1] - marks[0])
+                timed[name].append(end - start)
                 if name == "step":
                     progress += step_parts.progress_seconds() - used
                 if name == "compute":
                     # On an accelerator no bucket leaves before the program of all of them has ended.
-                    ready = [event.start_s for event in native.events() if event.start_s >= start] or [marks[1]]
+                    ready = [event.start_s for event in native.events() if event.start_s >= start] or [end]
                     timed["first"].append(min(ready) - start)
         for way, measure in peers.items():
             seconds_of_peer = measure()
@@ -198,7 +202,7 @@ def _timed(
                 of_peers[way].append(seconds_of_peer)
         if repetition >= 0:
             goodputs.append(step_parts.goodput(world))
-    spans = trace.of_step(marks, parts.engine.num_devices, world) if arguments.trace or arguments.plot else []
+    spans = trace.of_step(of_step, parts.engine.num_devices, world) if arguments.trace or arguments.plot else []
     seconds = {name: np.max(world.allgather(of_rank), axis=0) for name, of_rank in timed.items()}
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     goodput = float(np.median(goodputs)) if world.size > 1 else 0.0

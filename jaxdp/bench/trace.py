@@ -29,7 +29,7 @@ def of_step(marks: tuple[float, float], num_devices: int, world: World) -> list[
 
     start, end = marks
     mine = [Span("step", 0.0, end - start)]
-    events = [event for event in run_native.engine_of(world).events() if event.start_s >= start]
+    events = [event for event in run_native.engine_of(world).events() if start <= event.start_s <= end]
     first = min((event.plan for event in events), default=0)
     for event in sorted(events):
         bucket, device = divmod(event.plan - first, num_devices)
