@@ -68,8 +68,8 @@ class BatchNorm(nnx.BatchNorm):
             return _followed(super().__call__(x_BX, use_running_average=True), shortcut_BX, rectifies)
         batch_sum = _batch_sum.get()
         dtype = x_BX.dtype if self.dtype is None else self.dtype
-        arrays = [x_BX, jnp.empty(0, dtype), *([] if shortcut_BX is None else [shortcut_BX])]
-        if batch_sum is None and are_ours(*arrays):
+        added = x_BX if shortcut_BX is None else shortcut_BX
+        if batch_sum is None and are_ours(x_BX.dtype, added.dtype, dtype):
             y_BX, moments_2C = self._by_cpu(x_BX, mask, shortcut_BX, rectifies)
         else:
             precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))

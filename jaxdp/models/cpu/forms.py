@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxdp import native
 
@@ -40,15 +41,11 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     return analysis["flops"]
 
 
-def are_ours(*arrays: jax.Array) -> bool:
-    """Whether operations on these, of one type, are those of this package."""
-    dtypes = {array.dtype.name for array in arrays}
-    return (
-        jax.default_backend() == "cpu"
-        and not _is_plain.get()
-        and len(dtypes) == 1
-        and dtypes <= {"float32", "bfloat16"}
-    )
+def are_ours(*dtypes: Any) -> bool:
+    """Whether operations on arrays of these are those of this package, which are of one type."""
+    names = {jnp.dtype(dtype).name for dtype in dtypes}
+    is_known = len(names) == 1 and names <= {"float32", "bfloat16"}
+    return is_known and jax.default_backend() == "cpu" and not _is_plain.get()
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from jaxdp.models.cpu.forms import are_ours, call, padding_of
 def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Any = "VALID") -> jax.Array:
     """`flax.nnx.max_pool`: the gradient goes to the first of the largest values."""
     pool = functools.partial(nnx.max_pool, window_shape=window, strides=strides, padding=padding)
-    if not are_ours(x_BHWC):
+    if not are_ours(x_BHWC.dtype):
         return pool(x_BHWC)
     numbers = {"window": window, "strides": strides, "pads": padding_of(x_BHWC, window, strides, padding)}
     attributes = {name: np.array(values, np.int64).ravel() for name, values in numbers.items()}
