@@ -9,7 +9,7 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=4 {C
 
 
 # These take longest and begin first: pytest-xdist hands the files out in the order of the tests.
-LONGEST = ("test_jobs.py", "test_mpi.py", "test_bench.py")
+LONGEST = ("test_jobs.py", "test_mpi.py", "test_bench.py", "test_job_failures.py")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ import pytest
 TAKES_LONG = pytest.mark.skipif(
     "JAXDP_LONG_TESTS" not in os.environ, reason="takes long: JAXDP_LONG_TESTS=1 ./launch/test has it run too"
 )
+# Of a job that trains for little.
+SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 # Of all that needs ranks, what shows most: launch/test has the other MPI of MPICH and Open MPI pass it as well.
 BOTH_MPIS = pytest.mark.both_mpis
 ROOT = pathlib.Path(__file__).parent.parent

@@ -5,7 +5,8 @@ import pytest
 
 from jaxdp import cli
 from jaxdp.config import Config
-from jaxdp.explain import explain, warnings
+from jaxdp.explain import explain
+from jaxdp.recipe import warnings
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[1].glob("configs/*.py"))
 

@@ -5,10 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+from jobs import SHORT
 from PIL import Image
 from sklearn.datasets import load_digits
-
-SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 
 
 @pytest.fixture(scope="module")

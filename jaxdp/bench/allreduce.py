@@ -11,12 +11,13 @@ import argparse
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxdp import compat, parse
+from jaxdp.bench.allreduce_programs import LARGEST_EXACT, Contender, Program, make_payload, make_program
 from jaxdp.collectives import auto
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import AUTO, MPI, SEGMENT_BYTES, WIRES, Choice
@@ -25,8 +26,6 @@ from jaxdp.collectives.measure import measure_network
 from jaxdp.config import ENGINES
 from jaxdp.world import World
 
-# Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
-_LARGEST_EXACT = 256
 _NAMES = (*ALGORITHMS, MPI, AUTO)
 
 
@@ -126,8 +125,8 @@ def make_parser() -> parse.Parser:
 def _check(arguments: argparse.Namespace, world: World) -> None:
     if world.size < 2:
         raise ValueError("an allreduce needs 2 ranks or more to measure, this world has 1: start it with mpirun -n 2")
-    if world.size > _LARGEST_EXACT:
-        raise ValueError(f"sums are exact for up to {_LARGEST_EXACT} ranks, this world has {world.size}: start fewer")
+    if world.size > LARGEST_EXACT:
+        raise ValueError(f"sums are exact for up to {LARGEST_EXACT} ranks, this world has {world.size}: start fewer")
     if arguments.repeat < 1:
         raise ValueError(f"--repeat is 1 or more, not {arguments.repeat}")
     for name in arguments.algorithms:
@@ -144,19 +143,6 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
             f"{min(arguments.colors)} colors need at least {min(arguments.colors)} ranks, this world has {world.size}: "
             "see --colors"
         )
-
-
-class Contender(NamedTuple):
-    """What is compared: its name, what runs it, and how; without a choice it is not jaxdp's own."""
-
-    name: str
-    engine: str
-    choice: Choice | None
-
-    @property
-    def ours(self) -> Choice | None:
-        """What has a schedule."""
-        return None if self.choice is None or self.choice.algorithm == MPI else self.choice
 
 
 def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[Contender]:
@@ -200,10 +186,10 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
 
 def _measure(contenders: list[Contender], size: int, network: Network, repeat: int, world: World) -> list[Row]:
     num_elements = max(1, size // 4)
-    programs = [_program(contender, num_elements, world) for contender in contenders]
+    programs = [make_program(contender, num_elements, world) for contender in contenders]
 
     def once(program: Program, repetition: int) -> tuple[float, bool]:
-        mine, expected = _payload(num_elements, world, repetition)
+        mine, expected = make_payload(num_elements, world, repetition)
         there = program.place(mine)
         world.barrier()
         start = time.perf_counter()
@@ -239,73 +225,6 @@ def _measure(contenders: list[Contender], size: int, network: Network, repeat: i
         )
     mpi = next((row.median_s for row in rows if (row.algorithm, row.engine) == (MPI, "mpi4jax")), None)
     return [dataclasses.replace(row, ratio_to_mpi=mpi and mpi / row.median_s) for row in rows]
-
-
-class Program(NamedTuple):
-    """An allreduce of flat arrays: from this rank's host to where it is summed, over all ranks, and back; all wait."""
-
-    place: Callable[[np.ndarray], Any]
-    run: Callable[[Any], Any]
-    fetch: Callable[[Any], np.ndarray]
-
-
-def _program(contender: Contender, num_elements: int, world: World) -> Program:
-    if contender.choice is None:
-        return _psum()
-    if contender.engine == "mpi4py":
-        return _preallocated(num_elements, world)
-    return _in_jit(contender.engine, contender.choice, num_elements, world)
-
-
-def _preallocated(num_elements: int, world: World) -> Program:
-    into = np.zeros(num_elements, np.float32)
-
-    def run(mine: np.ndarray) -> np.ndarray:
-        world.host_comm.Allreduce(mine, into)
-        return into
-
-    return Program(lambda mine: mine, run, lambda result: result)
-
-
-def _in_jit(engine: str, choice: Choice, num_elements: int, world: World) -> Program:
-    import jax
-
-    from jaxdp.collectives.allreduce import make_sum
-
-    summed = jax.jit(make_sum(engine, choice, num_elements, np.dtype(np.float32), world))
-    cpu = jax.local_devices(backend="cpu")[0]
-    return Program(
-        lambda mine: jax.block_until_ready(jax.device_put(mine, cpu)),
-        lambda there: summed(there).block_until_ready(),
-        np.asarray,
-    )
-
-
-def _psum() -> Program:
-    """JAX's own, over the first device of every rank."""
-    import jax
-    from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-    first = list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
-    mesh = jax.make_mesh((len(first),), ("rank",), axis_types=(AxisType.Auto,), devices=first)
-    split = NamedSharding(mesh, PartitionSpec("rank"))
-    summed = jax.shard_map(
-        lambda mine: jax.lax.psum(mine, "rank"), mesh=mesh, in_specs=PartitionSpec("rank"), out_specs=PartitionSpec()
-    )
-    program = jax.jit(summed)
-    return Program(
-        lambda mine: jax.block_until_ready(jax.make_array_from_process_local_data(split, mine[None])),
-        lambda there: program(there).block_until_ready(),
-        lambda result: np.asarray(result.addressable_data(0))[0],
-    )
-
-
-def _payload(num_elements: int, world: World, repetition: int) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's whole numbers, and the sums of all ranks': other ones in every repetition."""
-    values = _LARGEST_EXACT // world.size
-    place = np.arange(num_elements) + repetition
-    sums = np.array([sum((first + rank) % values for rank in range(world.size)) for first in range(values)])
-    return ((place + world.rank) % values).astype(np.float32), sums[place % values].astype(np.float32)
 
 
 def _header(world: World, network: Network) -> str:

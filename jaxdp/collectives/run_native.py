@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from jaxdp import native
+from jaxdp.collectives import tables
 from jaxdp.collectives.choice import MPI, Choice
-from jaxdp.collectives.program import Pieces
 from jaxdp.collectives.schedule import Schedule, chunk_bounds
 from jaxdp.progress import MINE
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from jaxdp.world import World
 
-_FEWEST_LANES = 4
 # MPI counts in 32 bits.
 _LARGEST_COUNT = 2**30
 _TARGET, _PASS = "jaxdp_allreduce", "jaxdp_pass"
@@ -100,11 +99,10 @@ class Engine:
         assert schedule.num_ranks == self._comm.size, "the schedule is for this communicator"
         dtype = np.dtype(dtype)
         largest_chunk = int(np.diff(chunk_bounds(num_elements, schedule.num_chunks)).max()) * dtype.itemsize
-        pieces = _pieces(num_elements, schedule.num_chunks, max(1, -(-largest_chunk // segment_bytes)))
-        transfers = _transfers(schedule, self._comm.rank)
-        plan = self._add(
-            name, wire or dtype.name, num_elements, dtype, transfers, pieces, schedule.num_chunks, _lanes(schedule)
-        )
+        pieces = tables.pieces(num_elements, schedule.num_chunks, max(1, -(-largest_chunk // segment_bytes)))
+        transfers = tables.transfers(schedule, self._comm.rank)
+        lanes = tables.lanes(schedule)
+        plan = self._add(name, wire or dtype.name, num_elements, dtype, transfers, pieces, schedule.num_chunks, lanes)
         if plan.number < 0:
             raise ValueError(
                 f"{name} of {num_elements * dtype.itemsize:,} bytes in segments of {segment_bytes:,} needs more tags "
@@ -121,8 +119,8 @@ class Engine:
     def plan_by_mpi(self, num_elements: int, dtype: np.dtype, *, name: str = "a payload") -> Plan:
         """A plan by which MPI's own allreduce sums payloads of this size; all ranks call it together."""
         dtype = np.dtype(dtype)
-        nothing, pieces = np.empty((0, 5), np.int64), _pieces(num_elements, 1, -(-num_elements // _LARGEST_COUNT))
-        return self._add(name, dtype.name, num_elements, dtype, nothing, pieces, 1, _FEWEST_LANES, by_mpi=True)
+        nothing, pieces = np.empty((0, 5), np.int64), tables.pieces(num_elements, 1, -(-num_elements // _LARGEST_COUNT))
+        return self._add(name, dtype.name, num_elements, dtype, nothing, pieces, 1, tables.FEWEST_LANES, by_mpi=True)
 
     def _add(
         self,
@@ -299,31 +297,3 @@ def _register() -> None:
     library = _library()
     for name, handler in [(_TARGET, library.jaxdp_xla_allreduce), (_PASS, library.jaxdp_xla_pass)]:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
-
-
-def _pieces(num_elements: int, num_chunks: int, num_segments: int) -> np.ndarray:
-    """int64 [num_pieces, 3]: chunk, start, count; the first segments of all chunks first, none of them empty."""
-    slices = Pieces.of(num_elements, num_chunks=num_chunks, num_segments=num_segments).slices
-    in_order = sorted(slices.items(), key=lambda entry: (entry[0][1], entry[0][0]))
-    table = [(chunk, part.start, part.stop - part.start) for (chunk, _), part in in_order if part.stop > part.start]
-    return np.array(table, np.int64).reshape(-1, 3)
-
-
-def _lanes(schedule: Schedule) -> int:
-    """Pieces that move at once: twice as many as keep the busiest rank busy while the first ones are on their way.
-
-    More of them wait in line in the network, where they hold up those that somebody waits for.
-    """
-    busiest = max(int(np.bincount(column, minlength=1).max()) for column in (schedule.src, schedule.dst))
-    groups = -(-schedule.num_rounds // max(1, busiest))
-    return max(_FEWEST_LANES, 2 * schedule.num_chunks * groups)
-
-
-def _transfers(schedule: Schedule, rank: int) -> np.ndarray:
-    """int64 [num_transfers, 5]: chunk, round, peer, sends, reduces of this rank's moves; by chunk, then in order."""
-    mine = schedule.of_rank(rank)
-    of_round = np.repeat(np.arange(mine.num_rounds), np.diff(mine.round_starts))
-    sends = mine.src == rank
-    columns = [mine.chunk, of_round, np.where(sends, mine.dst, mine.src), sends, mine.reduce]
-    table = np.stack(columns, axis=1).astype(np.int64)
-    return np.ascontiguousarray(table[np.argsort(table[:, 0], kind="stable")])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
-import hashlib
 import io
 import itertools
 import json
@@ -26,13 +25,11 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxdp import compat, parse
+from jaxdp.data.folders import SPLITS, check_inventory, inventory_of, listed
 from jaxdp.data.order import even_bounds
 from jaxdp.world import USER_ERROR
 
 VERSION = "1.0.0"
-# The folders that may hold each split, by its name in the data set.
-_FOLDERS = {"train": ("train",), "test": ("test", "validation", "val")}
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _SHARD_BYTES = 64 * 2**20
 _JPEG_QUALITY = 95
 _MOST_NAMED = 10
@@ -105,13 +102,13 @@ def prepare(
         raise ValueError(f"the name of a data set has small letters, digits and underscores: --name={name} has others")
     parent = compat.data_folder(data_dir) / name
     folder, begun = parent / VERSION, parent / f"{VERSION}.begun"
-    classes, splits = _listed(source)
-    inventory = _inventory(source, splits, size)
+    classes, splits = listed(source)
+    inventory = inventory_of(source, splits, size)
     if folder.exists():
         raise ValueError(f"there is a data set in {folder} already: remove it, or choose another --name")
     try:
         begun.mkdir(parents=True, exist_ok=True)
-        _check_inventory(begun, inventory)
+        check_inventory(begun, inventory)
         shards = _shards(splits, begun, size)
         written = _write_all(shards, name, classes, processes)
         _write_metadata(begun, name, classes, shards, written)
@@ -133,55 +130,6 @@ def _parser() -> parse.Parser:
     add("--size", type=parse.number, help="resize the shorter side of larger images to so many pixels")
     add("--processes", type=parse.number, default=len(os.sched_getaffinity(0)), help="default: one a core")
     return parser
-
-
-def _listed(source: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[pathlib.Path, int]]]]:
-    """The names of the classes, and the files of each split with their classes, in an order of their own."""
-    if not source.is_dir():
-        raise ValueError(f"there is no folder {source}: --source is the folder that holds train/CLASS/IMAGE")
-    found: dict[str, pathlib.Path] = {}
-    for split, names in _FOLDERS.items():
-        there = [source / name for name in names if (source / name).is_dir()]
-        if len(there) != 1:
-            which = " and ".join(str(path) for path in there) or "none of them"
-            raise ValueError(f"{source} needs one folder of {', '.join(names)} for the split {split!r}, it has {which}")
-        found[split] = there[0]
-    classes = sorted(path.name for path in found["train"].iterdir() if path.is_dir())
-    splits = {}
-    for split, folder in found.items():
-        files = []
-        for of_class in sorted(path for path in folder.iterdir() if path.is_dir()):
-            if of_class.name not in classes:
-                raise ValueError(
-                    f"{of_class} is a class that {found['train']} does not have: its classes are the folders"
-                )
-            label = classes.index(of_class.name)
-            files += [(path, label) for path in of_class.rglob("*") if path.suffix.lower() in _SUFFIXES]
-        if not files:
-            raise ValueError(
-                f"there is no image in {folder}/CLASS: images are files that end in {', '.join(_SUFFIXES)}"
-            )
-        # Shards hold all classes, in the same way wherever the folder is.
-        splits[split] = sorted(files, key=lambda file: hashlib.sha256(_within(source, file[0]).encode()).digest())
-    return classes, splits
-
-
-def _within(source: pathlib.Path, path: pathlib.Path) -> str:
-    return str(path.relative_to(source))
-
-
-def _inventory(source: pathlib.Path, splits: dict[str, list[tuple[pathlib.Path, int]]], size: int | None) -> str:
-    """A hash of what the data set is made of."""
-    entries = [(split, _within(source, path), path.stat().st_size) for split in splits for path, _ in splits[split]]
-    return hashlib.sha256(repr((entries, size)).encode()).hexdigest()
-
-
-def _check_inventory(begun: pathlib.Path, inventory: str) -> None:
-    """What was begun before is gone on with only if it is of the same files."""
-    note = begun / "inventory"
-    if note.exists() and note.read_text() != inventory:
-        raise ValueError(f"{begun} was begun with other files or another --size: remove it to begin anew")
-    note.write_text(inventory)
 
 
 def _shards(splits: dict[str, list[tuple[pathlib.Path, int]]], folder: pathlib.Path, size: int | None) -> list[Shard]:
@@ -273,7 +221,7 @@ def _write_metadata(
 ) -> None:
     tfds = compat.import_tfds()
     infos = []
-    for split in _FOLDERS:
+    for split in SPLITS:
         parts = [done for shard, done in zip(shards, written, strict=True) if shard.split == split]
         if not sum(part.examples for part in parts):
             raise ValueError(f"no file of the split {split!r} is an image that can be read")
@@ -299,7 +247,7 @@ def _write_metadata(
 
 
 def _summary(folder: pathlib.Path, classes: list[str], shards: list[Shard], written: list[Written]) -> str:
-    counts = dict.fromkeys(_FOLDERS, 0)
+    counts = dict.fromkeys(SPLITS, 0)
     for shard, one in zip(shards, written, strict=True):
         counts[shard.split] += one.examples
     unreadable = [line for one in written for line in one.unreadable]

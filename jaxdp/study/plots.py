@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxdp.config import Config
 from jaxdp.figure import save_figure
-from jaxdp.study.large_batch import METHODS, Summary
+from jaxdp.study.protocol import METHODS, Summary
 
 
 def large_batch(summaries: Sequence[Summary], small: Config, path: pathlib.Path) -> None:

@@ -11,6 +11,7 @@ from configs.digits import get_config
 from jaxdp.config import Config
 from jaxdp.data import prepare as command
 from jaxdp.data.catalog import open_source
+from jaxdp.data.folders import listed
 from jaxdp.data.prepare import prepare, write_shard
 from tests.data import test_source
 
@@ -109,7 +110,7 @@ def test_started_again_it_goes_on(photos, tmp_path, monkeypatch):
 
 def test_a_shard_is_there_whole_or_not_at_all(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_image", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    classes, splits = command._listed(photos)
+    classes, splits = listed(photos)
     (shard,) = [shard for shard in command._shards(splits, tmp_path, None) if shard.split == "train"]
     with pytest.raises(KeyboardInterrupt):
         write_shard(shard, "pets", classes)

@@ -10,7 +10,8 @@ from jobs import TAKES_LONG
 
 from configs.study_large_batch import get_config
 from jaxdp.config import Config
-from jaxdp.study.large_batch import Arm, Outcome, Protocol, Run, arms, best, runs, split, summarise, tables
+from jaxdp.study.large_batch import tables
+from jaxdp.study.protocol import Arm, Outcome, Protocol, Run, arms, best, runs, split, summarise
 from jaxdp.study.statistics import corrected_interval
 
 SMALL = Config.from_dict(get_config().to_dict())
@@ -127,7 +128,8 @@ def test_a_run_of_the_study_is_one_of_the_trainer(jobs):
 SCRIPT = """
 import dataclasses, pathlib, sys
 from jaxdp import world
-from jaxdp.study.large_batch import Protocol, carry_out, tables
+from jaxdp.study.large_batch import carry_out, tables
+from jaxdp.study.protocol import Protocol
 from tests.study.test_large_batch import SMALL
 
 small = dataclasses.replace(SMALL, epochs=1.0)

@@ -1,0 +1,94 @@
+"""The allreduces that `jaxdp.bench allreduce` compares, as programs, and what they sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxdp.collectives.choice import MPI, Choice
+from jaxdp.world import World
+
+# Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
+LARGEST_EXACT = 256
+
+
+class Contender(NamedTuple):
+    """What is compared: its name, what runs it, and how; without a choice it is not jaxdp's own."""
+
+    name: str
+    engine: str
+    choice: Choice | None
+
+    @property
+    def ours(self) -> Choice | None:
+        """What has a schedule."""
+        return None if self.choice is None or self.choice.algorithm == MPI else self.choice
+
+
+class Program(NamedTuple):
+    """An allreduce of flat arrays: from this rank's host to where it is summed, over all ranks, and back; all wait."""
+
+    place: Callable[[np.ndarray], Any]
+    run: Callable[[Any], Any]
+    fetch: Callable[[Any], np.ndarray]
+
+
+def make_program(contender: Contender, num_elements: int, world: World) -> Program:
+    if contender.choice is None:
+        return _psum()
+    if contender.engine == "mpi4py":
+        return _preallocated(num_elements, world)
+    return _in_jit(contender.engine, contender.choice, num_elements, world)
+
+
+def _preallocated(num_elements: int, world: World) -> Program:
+    into = np.zeros(num_elements, np.float32)
+
+    def run(mine: np.ndarray) -> np.ndarray:
+        world.host_comm.Allreduce(mine, into)
+        return into
+
+    return Program(lambda mine: mine, run, lambda result: result)
+
+
+def _in_jit(engine: str, choice: Choice, num_elements: int, world: World) -> Program:
+    import jax
+
+    from jaxdp.collectives.allreduce import make_sum
+
+    summed = jax.jit(make_sum(engine, choice, num_elements, np.dtype(np.float32), world))
+    cpu = jax.local_devices(backend="cpu")[0]
+    return Program(
+        lambda mine: jax.block_until_ready(jax.device_put(mine, cpu)),
+        lambda there: summed(there).block_until_ready(),
+        np.asarray,
+    )
+
+
+def _psum() -> Program:
+    """JAX's own, over the first device of every rank."""
+    import jax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    first = list({device.process_index: device for device in reversed(jax.devices())}.values())[::-1]
+    mesh = jax.make_mesh((len(first),), ("rank",), axis_types=(AxisType.Auto,), devices=first)
+    split = NamedSharding(mesh, PartitionSpec("rank"))
+    summed = jax.shard_map(
+        lambda mine: jax.lax.psum(mine, "rank"), mesh=mesh, in_specs=PartitionSpec("rank"), out_specs=PartitionSpec()
+    )
+    program = jax.jit(summed)
+    return Program(
+        lambda mine: jax.block_until_ready(jax.make_array_from_process_local_data(split, mine[None])),
+        lambda there: program(there).block_until_ready(),
+        lambda result: np.asarray(result.addressable_data(0))[0],
+    )
+
+
+def make_payload(num_elements: int, world: World, repetition: int) -> tuple[np.ndarray, np.ndarray]:
+    """This rank's whole numbers, and the sums of all ranks': other ones in every repetition."""
+    values = LARGEST_EXACT // world.size
+    place = np.arange(num_elements) + repetition
+    sums = np.array([sum((first + rank) % values for rank in range(world.size)) for first in range(values)])
+    return ((place + world.rank) % values).astype(np.float32), sums[place % values].astype(np.float32)
