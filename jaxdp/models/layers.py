@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from jaxdp.models.cpu.convolution import convolve
@@ -88,7 +88,7 @@ class BatchNorm(nnx.BatchNorm):
         """What comes out, and the moments."""
         first_B = x_BX.reshape(x_BX.shape[0], -1)[:, 0]
         seen_B = jnp.ones_like(first_B, bool) if mask is None else jnp.broadcast_to(mask.reshape(-1), first_B.shape)
-        values_an_example = np.prod(x_BX.shape[1:-1])
+        values_an_example = math.prod(x_BX.shape[1:-1])
         count = jnp.sum(seen_B) * values_an_example
 
         def factors(sums_2C: jax.Array, of_channels: Any) -> jax.Array:

@@ -137,8 +137,7 @@ class ResNet(nnx.Module):
         """Logits [B, K]. In training, batch statistics are those of the examples whose mask is True."""
         del key_B
         mask_B111 = None if mask_B is None else mask_B[:, None, None, None]
-        options: dict[str, Any] = {"use_running_average": not train, "mask": mask_B111}
-        x_BHWC = self.stem_norm(self.stem(image_BHWC), rectifies=True, **options)
+        x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111, rectifies=True)
         if self.pools:
             x_BHWC = max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:

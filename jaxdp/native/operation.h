@@ -66,13 +66,11 @@ struct Operation {
       take_product(x, y, kernel);
       as_x = DNNL_ARG_SRC, as_y = DNNL_ARG_WEIGHTS, as_kernel = DNNL_ARG_DST;
     }
-    ordered_kernel = kernel;
   }
 
   void take_product(const memory::desc& left, const memory::desc& right, const memory::desc& product) {
     const dnnl::matmul::primitive_desc described(cpu(), left, right, product, attributes);
-    primitive = dnnl::matmul(described);
-    scratch = described.scratchpad_desc();
+    take(dnnl::matmul(described), described, kernel);
   }
 
   void convolve(Wanted wanted, const Shapes& shapes) {

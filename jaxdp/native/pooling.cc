@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
+#include <utility>
 
 #include "threads.h"
 #include "vectorised.h"
@@ -55,8 +55,63 @@ template <typename T>
   for (int64_t c = 0; c < channels; ++c) {
     const float had = number(out[c]), more = left[c];
     const bool is_it = number(x[c]) == number(y[c]);
-    put(is_it ? had + more : had, out[c]);
+    put(had + (is_it ? more : 0), out[c]);
     left[c] = is_it ? 0 : more;
+  }
+}
+
+// The same channels of the pixels before pooling, or after.
+template <typename T>
+[[gnu::always_inline]] inline Image<T> before(const Work& work, T* array, int64_t image, int64_t channel) {
+  return {array + image * work.height * work.width * work.channels + channel, work.width, work.channels};
+}
+
+template <typename T>
+[[gnu::always_inline]] inline Image<T> after(const Work& work, T* array, int64_t image, int64_t channel) {
+  return {array + image * work.rows * work.columns * work.channels + channel, work.columns, work.channels};
+}
+
+// The pixels that one after pooling is made of, in their order.
+template <typename Visit>
+[[gnu::always_inline]] inline void visit_window(const Work& work, int64_t row, int64_t column, const Visit& visit) {
+  const int64_t top = row * work.down - work.above, left = column * work.across - work.before;
+  for (int64_t i = std::max<int64_t>(0, top); i < std::min(work.height, top + work.tall); ++i) {
+    for (int64_t j = std::max<int64_t>(0, left); j < std::min(work.width, left + work.wide); ++j) visit(i, j);
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void pool(const Work& work, int64_t image, int64_t channel, int64_t channels) {
+  const auto x = before(work, static_cast<const T*>(work.x), image, channel);
+  const auto y = after(work, static_cast<T*>(work.out), image, channel);
+  for (int64_t row = 0; row < work.rows; ++row) {
+    for (int64_t column = 0; column < work.columns; ++column) {
+      float largest[kChannelsAtOnce];
+      std::fill_n(largest, channels, -std::numeric_limits<float>::infinity());
+      visit_window(work, row, column, [&](int64_t i, int64_t j) { take_larger(x.at(i, j), channels, largest); });
+      T* const out = y.at(row, column);
+      for (int64_t c = 0; c < channels; ++c) put(largest[c], out[c]);
+    }
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void spread(const Work& work, int64_t image, int64_t channel, int64_t channels) {
+  const auto x = before(work, static_cast<const T*>(work.x), image, channel);
+  const auto out = before(work, static_cast<T*>(work.out), image, channel);
+  const auto y = after(work, static_cast<const T*>(work.y), image, channel);
+  const auto gradient = after(work, static_cast<const T*>(work.gradient), image, channel);
+  for (int64_t row = 0; row < work.height; ++row) {
+    for (int64_t column = 0; column < work.width; ++column) std::fill_n(out.at(row, column), channels, T{0});
+  }
+  for (int64_t row = 0; row < work.rows; ++row) {
+    for (int64_t column = 0; column < work.columns; ++column) {
+      float rest[kChannelsAtOnce];
+      const T* const given = gradient.at(row, column);
+      for (int64_t c = 0; c < channels; ++c) rest[c] = number(given[c]);
+      visit_window(work, row, column,
+                   [&](int64_t i, int64_t j) { give(x.at(i, j), y.at(row, column), channels, rest, out.at(i, j)); });
+    }
   }
 }
 
@@ -64,48 +119,7 @@ template <typename T>
 [[gnu::always_inline]] inline void do_channels(const Work& work, int64_t part) {
   const int64_t image = part / work.blocks(), channel = part % work.blocks() * kChannelsAtOnce;
   const int64_t channels = std::min(kChannelsAtOnce, work.channels - channel);
-  const auto before = [&](auto* array) {
-    return Image<std::remove_pointer_t<decltype(array)>>{
-        array + image * work.height * work.width * work.channels + channel, work.width, work.channels};
-  };
-  const auto after = [&](auto* array) {
-    return Image<std::remove_pointer_t<decltype(array)>>{
-        array + image * work.rows * work.columns * work.channels + channel, work.columns, work.channels};
-  };
-  const bool is_gradient = work.gradient != nullptr;
-  const auto x = before(static_cast<const T*>(work.x));
-  if (is_gradient) {
-    const auto out = before(static_cast<T*>(work.out));
-    for (int64_t row = 0; row < work.height; ++row) {
-      for (int64_t column = 0; column < work.width; ++column) std::fill_n(out.at(row, column), channels, T{0});
-    }
-  }
-  for (int64_t row = 0; row < work.rows; ++row) {
-    for (int64_t column = 0; column < work.columns; ++column) {
-      float values[kChannelsAtOnce];
-      if (is_gradient) {
-        const T* const gradient = after(static_cast<const T*>(work.gradient)).at(row, column);
-        for (int64_t c = 0; c < channels; ++c) values[c] = number(gradient[c]);
-      } else {
-        std::fill_n(values, channels, -std::numeric_limits<float>::infinity());
-      }
-      const int64_t top = row * work.down - work.above, left = column * work.across - work.before;
-      for (int64_t i = std::max<int64_t>(0, top); i < std::min(work.height, top + work.tall); ++i) {
-        for (int64_t j = std::max<int64_t>(0, left); j < std::min(work.width, left + work.wide); ++j) {
-          if (is_gradient) {
-            const T* const y = after(static_cast<const T*>(work.y)).at(row, column);
-            give(x.at(i, j), y, channels, values, before(static_cast<T*>(work.out)).at(i, j));
-          } else {
-            take_larger(x.at(i, j), channels, values);
-          }
-        }
-      }
-      if (!is_gradient) {
-        T* const y = after(static_cast<T*>(work.out)).at(row, column);
-        for (int64_t c = 0; c < channels; ++c) put(values[c], y[c]);
-      }
-    }
-  }
+  work.gradient == nullptr ? pool<T>(work, image, channel, channels) : spread<T>(work, image, channel, channels);
 }
 
 JAXDP_VECTORISED void do_part(const Work& work, int64_t part) {
@@ -148,25 +162,20 @@ ffi::Error gradient(Images x, Images y, Images gradient, ffi::Result<Images> out
   return run(work, pool);
 }
 
+// What follows the arrays.
+template <typename Binding>
+auto with_window(Binding binding) {
+  return std::move(binding)
+      .template Attr<Integers>("window")
+      .template Attr<Integers>("strides")
+      .template Attr<Integers>("pads")
+      .template Ctx<ffi::ThreadPool>();
+}
+
 }  // namespace
 
 #pragma GCC visibility push(default)
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_max_pool, forward,
-                              ffi::Ffi::Bind()
-                                  .Arg<Images>()
-                                  .Ret<Images>()
-                                  .Attr<Integers>("window")
-                                  .Attr<Integers>("strides")
-                                  .Attr<Integers>("pads")
-                                  .Ctx<ffi::ThreadPool>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_max_pool, forward, with_window(ffi::Ffi::Bind().Arg<Images>().Ret<Images>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_max_pool_gradient, gradient,
-                              ffi::Ffi::Bind()
-                                  .Arg<Images>()
-                                  .Arg<Images>()
-                                  .Arg<Images>()
-                                  .Ret<Images>()
-                                  .Attr<Integers>("window")
-                                  .Attr<Integers>("strides")
-                                  .Attr<Integers>("pads")
-                                  .Ctx<ffi::ThreadPool>());
+                              with_window(ffi::Ffi::Bind().Arg<Images>().Arg<Images>().Arg<Images>().Ret<Images>()));
 #pragma GCC visibility pop
