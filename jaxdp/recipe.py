@@ -22,6 +22,13 @@ def warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
             f"no warmup at {ratio:g} times the base batch: ResNet-50 at 8,192 lost 1.2 points of top-1 so (Goyal et "
             "al. 2017, table 1): set config.schedule.warmup_epochs to 5"
         )
+    peak = schedule.base_rate * ratio
+    if has_warmup and schedule.warmup_init_rate > peak:
+        yield (
+            f"the warmup falls, from {schedule.warmup_init_rate:g} to {peak:g}, the peak at this batch: it is there to "
+            "begin with what a small batch bears (Goyal et al. 2017, section 2.2): set "
+            f"config.schedule.warmup_init_rate to {peak:g} or less"
+        )
     if config.batch_size > 8192 and optimizer.name == "sgd":
         yield (
             f"batch {config.batch_size:,} with SGD: ResNet-50 lost accuracy beyond 8,192 (Goyal et al. 2017, figure "

@@ -74,6 +74,7 @@ def test_files_in_ram_cross_as_they_are_and_groups_hold_all_of_them():
     ("changes", "warning"),
     [
         ({"schedule__warmup_epochs": 0.0}, "no warmup at 32 times the base batch"),
+        ({"batch_size": 128}, "the warmup falls, from 0.1 to 0.05, the peak at this batch"),
         ({"batch_size": 16_384}, "batch 16,384 with SGD"),
         ({"batch_size": 65_536}, "LARS itself lost accuracy beyond 32,768"),
         ({"optimizer__vectors_too": True}, "biases and normalisation are decayed"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import pathlib
 
-# The folders that may hold each split, by its name in the data set.
-SPLITS = {"train": ("train",), "test": ("test", "validation", "val")}
+# One folder of each of these is needed.
+_FOLDERS = (("train",), ("test", "validation", "val"))
+# Splits have the names of their folders, but for this one: it is TFDS's name of ImageNet's.
+_SPLITS = {"val": "validation"}
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -15,12 +17,15 @@ def listed(source: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[pathli
     if not source.is_dir():
         raise ValueError(f"there is no folder {source}: --source is the folder that holds train/CLASS/IMAGE")
     found: dict[str, pathlib.Path] = {}
-    for split, names in SPLITS.items():
-        there = [source / name for name in names if (source / name).is_dir()]
+    for names in _FOLDERS:
+        # ImageNet's own "test" has no classes.
+        there = [name for name in names if any(path.is_dir() for path in (source / name).glob("*"))]
         if len(there) != 1:
-            which = " and ".join(str(path) for path in there) or "none of them"
-            raise ValueError(f"{source} needs one folder of {', '.join(names)} for the split {split!r}, it has {which}")
-        found[split] = there[0]
+            which = " and ".join(there) or "none"
+            raise ValueError(
+                f"{source} needs one folder {' or '.join(names)} with a folder for each class in it, it has {which}"
+            )
+        found[_SPLITS.get(there[0], there[0])] = source / there[0]
     classes = sorted(path.name for path in found["train"].iterdir() if path.is_dir())
     splits = {}
     for split, folder in found.items():

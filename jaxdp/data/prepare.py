@@ -2,14 +2,16 @@
 
   python -m jaxdp.data.prepare --source=photos --name=birds
 
-`photos` holds `train/CLASS/IMAGE` and one of `test`, `validation` or `val` likewise; images are JPEG or PNG files, by
-their names (.jpg, .jpeg, .png). They are stored as they are, or resized (--size). Started again after it was stopped,
-it goes on with the shards that are not there yet. Files that are no images are left out, counted and named.
+`photos` holds `train/CLASS/IMAGE` and one of `test`, `validation` or `val` likewise (the split of `val` is named
+`validation`); images are JPEG or PNG files, by their names (.jpg, .jpeg, .png). They are stored as they are, or resized
+(--size). Started again after it was stopped, it goes on with the shards that are not there yet. Files that are no
+images are left out, counted and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import io
@@ -25,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jaxdp import compat, parse
-from jaxdp.data.folders import SPLITS, check_inventory, inventory_of, listed
+from jaxdp.data.folders import check_inventory, inventory_of, listed
 from jaxdp.data.order import even_bounds
 from jaxdp.world import USER_ERROR
 
@@ -221,7 +223,7 @@ def _write_metadata(
 ) -> None:
     tfds = compat.import_tfds()
     infos = []
-    for split in SPLITS:
+    for split in dict.fromkeys(shard.split for shard in shards):
         parts = [done for shard, done in zip(shards, written, strict=True) if shard.split == split]
         if not sum(part.examples for part in parts):
             raise ValueError(f"no file of the split {split!r} is an image that can be read")
@@ -247,12 +249,13 @@ def _write_metadata(
 
 
 def _summary(folder: pathlib.Path, classes: list[str], shards: list[Shard], written: list[Written]) -> str:
-    counts = dict.fromkeys(SPLITS, 0)
+    counts: dict[str, int] = collections.defaultdict(int)
     for shard, one in zip(shards, written, strict=True):
         counts[shard.split] += one.examples
     unreadable = [line for one in written for line in one.unreadable]
     size = sum(one.num_bytes for one in written) / 2**20
-    lines = [f"{folder}: {counts['train']:,} + {counts['test']:,} images of {len(classes)} classes, {size:.1f} MiB"]
+    images = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    lines = [f"{folder}: {images} images of {len(classes)} classes, {size:.1f} MiB"]
     if unreadable:
         lines += [f"{len(unreadable):,} files are no images and were left out, see {folder / 'unreadable.txt'}:"]
         lines += [f"  {line}" for line in unreadable[:_MOST_NAMED]]

@@ -47,15 +47,21 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
     tfds, folder = compat.import_tfds(), compat.data_folder(data_dir)
     remedy = (
         f"prepare it with tfds.builder({name!r}, data_dir={str(folder)!r}, file_format='array_record')"
-        ".download_and_prepare(), or set config.data.dir to where it is"
+        ".download_and_prepare(), or of folders of images with python -m jaxdp.data.prepare, or set config.data.dir to "
+        "where it is"
     )
+    missing = f"there is no data set {name!r} in {folder}: {remedy}"
     if not _is_prepared(folder, name):
-        raise ValueError(f"there is no data set {name!r} in {folder}: {remedy}")
+        raise ValueError(missing)
+    # Of any version, as far as none is named: TFDS would look for that of its own code alone.
+    version = {} if ":" in name else {"version": "*.*.*"}
     try:
-        builder = _digits(folder) if name == "digits" else tfds.builder(name, data_dir=folder)
+        builder = _digits(folder) if name == "digits" else tfds.builder(name, data_dir=folder, **version)
         file_format = builder.info.file_format
     except Exception as error:  # TFDS raises many kinds, on names, versions and damaged metadata.
         raise ValueError(f"the data set {name!r} in {folder} cannot be opened: {error}: {remedy}") from error
+    if not builder.is_prepared():
+        raise ValueError(missing)
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         stored = file_format.value if file_format else "none"
         raise ValueError(f"jaxdp reads data sets in array_record format, {name!r} in {folder} is in {stored}: {remedy}")

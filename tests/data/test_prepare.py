@@ -33,11 +33,13 @@ def photos(tmp_path):
     write(source / "val/cat/a.jpeg", 50)
     write(source / "val/dog/b.png", 150)
     (source / "train/cat/notes.txt").write_text("no image, by its name")
+    write(source / "test/without_a_class.png", 1)
     return source
 
 
 def read(folder, name, split):
-    source = open_source(dataclasses.replace(CONFIG, name=name, dir=str(folder), stored_size=4))
+    config = dataclasses.replace(CONFIG, name=name, dir=str(folder), test_split="validation", stored_size=4)
+    source = open_source(config)
     held = test_source.held(source, split, test_source.World())
     return source, sorted(zip(held.images.images_NHWC[:, 2, 2, 0].tolist(), held.labels_N.tolist(), strict=True))
 
@@ -49,7 +51,7 @@ def test_folders_become_a_data_set(photos, tmp_path, monkeypatch, processes):
     said = prepare(photos, "pets", tmp_path / "sets", processes=processes)
     source, train = read(tmp_path / "sets", "pets", "train")
     assert said.endswith("MiB")
-    assert "20 + 2 images of 2 classes" in said
+    assert "train 20, validation 2 images of 2 classes" in said
     assert source.num_classes == 2
     assert train == [(index, 0) for index in range(10)] + [(100 + index, 1) for index in range(10)]
     assert read(tmp_path / "sets", "pets", "test")[1] == [(50, 0), (150, 1)]
@@ -66,7 +68,7 @@ def test_what_is_no_image_is_left_out_counted_and_named(photos, tmp_path):
     (photos / "train/cat/3.png").write_bytes(whole[: len(whole) // 2])
     (photos / "train/dog/empty.jpg").touch()
     said = prepare(photos, "pets", tmp_path / "sets")
-    assert "19 + 2 images" in said
+    assert "train 19, validation 2 images" in said
     assert "2 files are no images and were left out" in said
     noted = (tmp_path / "sets/pets/1.0.0/unreadable.txt").read_text()
     for name in ("3.png", "empty.jpg"):
@@ -77,8 +79,8 @@ def test_what_is_no_image_is_left_out_counted_and_named(photos, tmp_path):
 
 def test_larger_images_are_resized(photos, tmp_path):
     prepare(photos, "small", tmp_path / "sets", size=6)
-    records = open_source(dataclasses.replace(CONFIG, name="small", dir=str(tmp_path / "sets"), stored_size=4))
-    shapes = {record["image"].shape for record in records.records("test").__getitems__(range(2))}
+    source, _ = read(tmp_path / "sets", "small", "train")
+    shapes = {record["image"].shape for record in source.records("test").__getitems__(range(2))}
     assert shapes == {(6, 8, 3)}
 
 
@@ -125,15 +127,18 @@ def test_a_shard_is_there_whole_or_not_at_all(photos, tmp_path, monkeypatch):
     [
         (
             lambda source: (source / "train").rename(source / "trains"),
-            "needs one folder of train for the split 'train'",
+            "needs one folder train with a folder for each class in it, it has none",
         ),
         (
-            lambda source: (source / "test").mkdir(),
-            "needs one folder of test, validation, val .* it has .*test and .*val",
+            lambda source: write(source / "test/cat/a.png", 1),
+            "needs one folder test or validation or val with a folder for each class in it, it has test and val",
         ),
         (lambda source: write(source / "val/bird/a.png", 1), "bird is a class that .*train does not have"),
         (lambda source: [path.unlink() for path in source.glob("val/*/*")], "there is no image in .*val/CLASS"),
-        (lambda source: [path.write_text("") for path in source.glob("val/*/*")], "no file of the split 'test' is an"),
+        (
+            lambda source: [path.write_text("") for path in source.glob("val/*/*")],
+            "no file of the split 'validation' is an",
+        ),
     ],
 )
 def test_folders_that_are_not_as_they_must_be_are_named(photos, tmp_path, spoil, message):

@@ -137,6 +137,14 @@ def test_a_missing_set_is_named_with_the_remedy(tmp_path):
         open_source(config)
 
 
+def test_a_set_is_found_in_another_version_than_the_code_of_tfds_has(tmp_path):
+    config = make_data_set(tmp_path, "mnist")
+    assert open_source(config).name == "mnist/2.0.0"
+    assert open_source(dataclasses.replace(config, name="mnist:2.*.*")).name == "mnist/2.0.0"
+    with pytest.raises(ValueError, match=r"there is no data set 'mnist:3\.0\.1'"):
+        open_source(dataclasses.replace(config, name="mnist:3.0.1"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
