@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.digits import get_config
-from jaxdp.config import Config
 from jaxdp.data import prepare as command
 from jaxdp.data.catalog import open_source
 from jaxdp.data.folders import listed
 from jaxdp.data.prepare import prepare, write_shard
-from tests.data import test_source
-
-CONFIG = Config.from_dict(get_config().to_dict()).data
+from tests.data.sets import CONFIG, World, held
 
 
 def write(path, shade, *, size=(12, 9), mode="RGB"):
@@ -40,8 +36,8 @@ def photos(tmp_path):
 def read(folder, name, split):
     config = dataclasses.replace(CONFIG, name=name, dir=str(folder), test_split="validation", stored_size=4)
     source = open_source(config)
-    held = test_source.held(source, split, test_source.World())
-    return source, sorted(zip(held.images.images_NHWC[:, 2, 2, 0].tolist(), held.labels_N.tolist(), strict=True))
+    share = held(source, split, World())
+    return source, sorted(zip(share.images.images_NHWC[:, 2, 2, 0].tolist(), share.labels_N.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,99 +1,15 @@
-import contextlib
 import dataclasses
-import io
 import pathlib
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
 
-from configs.digits import get_config
-from jaxdp.config import Config
-from jaxdp.data import memory
 from jaxdp.data.catalog import open_source
 from jaxdp.data.decode import Decoder, fitted, image_of
-from jaxdp.data.load import check_memory, read
 from jaxdp.data.nodes import Group
 from jaxdp.data.storage import BLOCK_BYTES
 from jaxdp.data.tfds_source import _write_digits
-
-CONFIG = Config.from_dict(get_config().to_dict()).data
-
-
-class World:
-    """A rank of a world whose ranks have a node each, as far as reading needs one."""
-
-    def __init__(self, rank=0, size=1):
-        self.rank, self.size, self.threads = rank, size, 2
-        self.leaders, self.local_size, self.host = tuple(range(size)), 1, "here"
-
-    def shared_array(self, shape, dtype):
-        return np.empty(shape, dtype)
-
-    def together(self):
-        return contextlib.nullcontext()
-
-    def allgather(self, value):
-        assert self.size == 1
-        return [value]
-
-    def barrier(self):
-        pass
-
-
-def held(source, split, world, **options):
-    return read(source, split, world, Group.of(world, 1), **options)
-
-
-def check(source, world, **options):
-    check_memory(source, world, {split: Group.of(world, 1) for split in source.sizes}, **options)
-
-
-def png(pixels):
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
-
-
-def make_data_set(folder, name, *, shape=(5, 6, 3), splits=("train", "test"), label=True):
-    """A small TFDS set, prepared elsewhere: example i has pixels i, and its code is not there when it is read."""
-    features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
-    if label:
-        features["label"] = tfds.features.ClassLabel(num_classes=4)
-
-    def examples(self, count):
-        del self
-        for index in range(count):
-            pixels = np.full([size or 5 for size in shape], index, np.uint8)
-            yield index, {"image": png(pixels)} | ({"label": index % 4} if label else {})
-
-    with tfds.core.registered.skip_registration():
-        builder = type(
-            name.capitalize(),
-            (tfds.core.GeneratorBasedBuilder,),
-            {
-                "VERSION": tfds.core.Version("2.0.0"),
-                "name": name,
-                "pkg_dir_path": folder,
-                "_info": lambda self: tfds.core.DatasetInfo(
-                    builder=self, features=tfds.features.FeaturesDict(features)
-                ),
-                "_split_generators": lambda self, _: {
-                    split: self._generate_examples(size) for split, size in zip(splits, (23, 7), strict=False)
-                },
-                "_generate_examples": examples,
-            },
-        )
-    builder(data_dir=folder, file_format="array_record").download_and_prepare()
-    return dataclasses.replace(CONFIG, name=name, dir=str(folder))
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    config = dataclasses.replace(CONFIG, dir=str(tmp_path_factory.mktemp("digits")))
-    _write_digits(config)
-    return config
+from tests.data.sets import CONFIG, World, held, make_data_set
 
 
 def test_digits_are_all_there_once(digits):
@@ -244,60 +160,6 @@ def test_the_middle_of_an_image_is_kept_whole():
 def test_a_view_larger_than_the_images_is_refused(digits):
     with pytest.raises(ValueError, match=r"config\.data\.image_size is 9, but images are held as"):
         open_source(dataclasses.replace(digits, image_size=9))
-
-
-def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypatch):
-    source = open_source(digits)
-    free = 1000
-    monkeypatch.setattr(memory, "free_bytes", lambda *, shared: (free + 0 * shared, "in RAM"))
-    with pytest.raises(ValueError, match=r"0\.00 GiB of memory on here, 1 of 3 nodes .* 0\.00 GiB left in RAM: start"):
-        check(source, World(0, 3))
-    free = (1437 + 360) * source.example_bytes("train", encoded=False) // 3
-    check(source, World(0, 3))
-    rows = 100
-    free += 1 + int(4 * rows * 2 / 3 * source.example_bytes("train", encoded=False))
-    check(source, World(0, 3), rows_ahead=rows)
-    with pytest.raises(ValueError, match="start the job on more nodes, or store smaller images"):
-        check(source, World(0, 3), rows_ahead=rows + 1)
-    free = 1 + int(
-        1437 * source.example_bytes("train", encoded=True) + 360 * source.example_bytes("test", encoded=True)
-    )
-    check(source, World(), encoded=True)
-    free //= 2
-    with pytest.raises(ValueError, match=r"left in RAM: start the job on more nodes$"):
-        check(source, World(), encoded=True)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path, version):
-    top, limit, used, idle = memory._VERSION_1 if version == 1 else memory._VERSION_2
-    unlimited = str(2**63 - 4096) if version == 1 else "max"
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
-    own = tmp_path / "own"
-    own.write_text("3:cpu,cpuacct:/else\n4:memory:/job/step\n0::/\n" if version == 1 else "0::/job/step\n")
-    monkeypatch.setattr(memory, "_MEMINFO", info)
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_CGROUP", own)
-    monkeypatch.setattr(memory, "_SHARED", tmp_path)
-    in_ram = (500 * 1024, "in RAM")
-    assert memory.free_bytes(shared=False) == in_ram
-    inner = tmp_path / top / "job" / "step"
-    inner.mkdir(parents=True)
-    # What the file cache holds counts as used, and is free.
-    for folder in (inner, inner.parent):
-        (folder / used).write_text("1000\n")
-        (folder / "memory.stat").write_text(f"anon 300\n{idle} 700\n")
-    for of_step, of_job, expected in [
-        (unlimited, unlimited, in_ram),
-        ("3000", unlimited, (2700, "in its control group")),
-        (unlimited, "2000", (1700, "in its control group")),
-        ("3000", "2000", (1700, "in its control group")),
-    ]:
-        (inner / limit).write_text(of_step + "\n")
-        (inner.parent / limit).write_text(of_job + "\n")
-        assert memory.free_bytes(shared=False) == expected
-    assert memory.free_bytes(shared=True)[0] <= 1700
 
 
 def test_a_data_set_that_has_changed_has_another_fingerprint(tmp_path):

@@ -1,0 +1,59 @@
+import pytest
+
+from jaxdp.data import memory
+from jaxdp.data.catalog import open_source
+from tests.data.sets import World, check
+
+
+def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypatch):
+    source = open_source(digits)
+    free = 1000
+    monkeypatch.setattr(memory, "free_bytes", lambda *, shared: (free + 0 * shared, "in RAM"))
+    with pytest.raises(ValueError, match=r"0\.00 GiB of memory on here, 1 of 3 nodes .* 0\.00 GiB left in RAM: start"):
+        check(source, World(0, 3))
+    free = (1437 + 360) * source.example_bytes("train", encoded=False) // 3
+    check(source, World(0, 3))
+    rows = 100
+    free += 1 + int(4 * rows * 2 / 3 * source.example_bytes("train", encoded=False))
+    check(source, World(0, 3), rows_ahead=rows)
+    with pytest.raises(ValueError, match="start the job on more nodes, or store smaller images"):
+        check(source, World(0, 3), rows_ahead=rows + 1)
+    free = 1 + int(
+        1437 * source.example_bytes("train", encoded=True) + 360 * source.example_bytes("test", encoded=True)
+    )
+    check(source, World(), encoded=True)
+    free //= 2
+    with pytest.raises(ValueError, match=r"left in RAM: start the job on more nodes$"):
+        check(source, World(), encoded=True)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path, version):
+    top, limit, used, idle = memory._VERSION_1 if version == 1 else memory._VERSION_2
+    unlimited = str(2**63 - 4096) if version == 1 else "max"
+    info = tmp_path / "meminfo"
+    info.write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
+    own = tmp_path / "own"
+    own.write_text("3:cpu,cpuacct:/else\n4:memory:/job/step\n0::/\n" if version == 1 else "0::/job/step\n")
+    monkeypatch.setattr(memory, "_MEMINFO", info)
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_CGROUP", own)
+    monkeypatch.setattr(memory, "_SHARED", tmp_path)
+    in_ram = (500 * 1024, "in RAM")
+    assert memory.free_bytes(shared=False) == in_ram
+    inner = tmp_path / top / "job" / "step"
+    inner.mkdir(parents=True)
+    # What the file cache holds counts as used, and is free.
+    for folder in (inner, inner.parent):
+        (folder / used).write_text("1000\n")
+        (folder / "memory.stat").write_text(f"anon 300\n{idle} 700\n")
+    for of_step, of_job, expected in [
+        (unlimited, unlimited, in_ram),
+        ("3000", unlimited, (2700, "in its control group")),
+        (unlimited, "2000", (1700, "in its control group")),
+        ("3000", "2000", (1700, "in its control group")),
+    ]:
+        (inner / limit).write_text(of_step + "\n")
+        (inner.parent / limit).write_text(of_job + "\n")
+        assert memory.free_bytes(shared=False) == expected
+    assert memory.free_bytes(shared=True)[0] <= 1700
