@@ -46,9 +46,8 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
     """
     tfds, folder = compat.import_tfds(), compat.data_folder(data_dir)
     remedy = (
-        f"prepare it with tfds.builder({name!r}, data_dir={str(folder)!r}, file_format='array_record')"
-        ".download_and_prepare(), or of folders of images with python -m jaxdp.data.prepare, or set config.data.dir to "
-        "where it is"
+        f"prepare it with launch/prepare {name} --dir={folder}, or of folders of images with python -m "
+        "jaxdp.data.prepare, or set config.data.dir to where it is"
     )
     missing = f"there is no data set {name!r} in {folder}: {remedy}"
     if not _is_prepared(folder, name):
@@ -63,6 +62,8 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
     if not builder.is_prepared():
         raise ValueError(missing)
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        if file_format is tfds.core.FileFormat.TFRECORD:
+            remedy = f"convert it with launch/prepare {name} --dir=OTHER --from={folder}"
         stored = file_format.value if file_format else "none"
         raise ValueError(f"jaxdp reads data sets in array_record format, {name!r} in {folder} is in {stored}: {remedy}")
     features = builder.info.features

@@ -49,7 +49,7 @@ def test_another_set_loads_by_its_name_in_shares(tmp_path, num_ranks):
 
 def test_a_missing_set_is_named_with_the_remedy(tmp_path):
     config = dataclasses.replace(CONFIG, name="mnist", dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"there is no data set 'mnist' in .*: prepare it with tfds\.builder\('mnist'"):
+    with pytest.raises(ValueError, match=r"there is no data set 'mnist' in .*: prepare it with launch/prepare mnist"):
         open_source(config)
 
 
@@ -64,7 +64,11 @@ def test_a_set_is_found_in_another_version_than_the_code_of_tfds_has(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"file_format": "riegeli"}, "in array_record format, 'odd' in .* is in riegeli"),
+        ({"file_format": "riegeli"}, "in array_record format, 'odd' in .* is in riegeli: prepare it with"),
+        (
+            {"file_format": "tfrecord"},
+            "'odd' in .* is in tfrecord: convert it with launch/prepare odd --dir=OTHER",
+        ),
         ({"splits": ("train", "validation")}, r"test_split is 'test', 'odd' has the splits train, validation"),
         ({"label": False}, "'odd' has image"),
         ({"shape": (None, None, 3)}, r"of 'odd' have many sizes, \(None, None, 3\): set config.data.stored_size"),
@@ -75,7 +79,7 @@ def test_a_set_that_cannot_be_trained_on_is_named(tmp_path, options, message):
     if options.get("file_format"):
         config = make_data_set(tmp_path, "odd")
         info = tmp_path / "odd" / "2.0.0" / "dataset_info.json"
-        info.write_text(info.read_text().replace("array_record", "riegeli"))
+        info.write_text(info.read_text().replace("array_record", options["file_format"]))
     else:
         config = dataclasses.replace(make_data_set(tmp_path, "odd", **options), mean=(0.0, 0.0), std=(1.0, 1.0))
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,123 @@
+"""Prepares a data set of TensorFlow Datasets in array_record format: run by launch/prepare, where TensorFlow is.
+
+  launch/prepare cifar10                              downloaded, into TFDS's own folder
+  launch/prepare imagenet2012 --dir=DIR               what TFDS may not download lies in DIR/downloads/manual
+  launch/prepare imagenet2012 --dir=DIR --from=OTHER  from the same set in OTHER, where it is in tfrecord format
+
+TFDS's own folder is TFDS_DATA_DIR, or ~/tensorflow_datasets. Started again after it was stopped, the third goes on with
+the shards that are not there yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+_INFO = "dataset_info.json"
+
+
+def main(words: Sequence[str]) -> None:
+    """Prepares, and says what there is then."""
+    parser = argparse.ArgumentParser("launch/prepare", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", help="of the data set, as in config.data.name: NAME, NAME:VERSION or NAME/CONFIG")
+    parser.add_argument("--dir", type=_folder, help="where data sets are: config.data.dir; default: TFDS's own folder")
+    parser.add_argument("--from", type=_folder, dest="other", help="where the set is in tfrecord format")
+    given = parser.parse_args(words)
+    try:
+        if given.other is None:
+            folder, infos = _download(given.name, given.dir)
+        else:
+            folder, infos = convert(given.name, given.other, given.dir)
+    except Exception as error:  # TFDS raises many kinds, on names, downloads and files that are not there.
+        sys.exit(f"launch/prepare: error: {given.name!r} cannot be prepared: {type(error).__name__}: {error}")
+    print(f"{folder}: {', '.join(f'{split} {info.num_examples:,}' for split, info in infos.items())} examples")
+
+
+def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tuple[pathlib.Path, Any]:
+    """Writes the records of a set as they are into files of another format; its folder and splits.
+
+    Raises:
+      ValueError: it is in no tfrecords, or is in `data_dir` already.
+    """
+    import tensorflow_datasets as tfds
+
+    version = {} if ":" in name else {"version": "*.*.*"}
+    builder = tfds.builder(name, data_dir=other, **version)
+    if not builder.is_prepared():
+        raise ValueError(f"there is no such data set in {other}: --from is the folder that holds {name.split(':')[0]}/")
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise ValueError(f"in {other} it is not in tfrecord format, but in {builder.info.file_format.value}")
+    source = pathlib.Path(builder.data_path)
+    folder = (data_dir or pathlib.Path(tfds.core.constants.DATA_DIR).expanduser()) / source.relative_to(other)
+    if folder.exists():
+        raise ValueError(f"there is a data set in {folder} already: remove it, or choose another --dir")
+    # jaxdp takes no folder of such a name for a data set.
+    begun = folder.with_name(f"{folder.name}.incomplete")
+    begun.mkdir(parents=True, exist_ok=True)
+    infos = builder.info.splits
+    lengths = {
+        pathlib.Path(path): length
+        for info in infos.values()
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True)
+    }
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        pending = [pool.submit(_convert_shard, path, begun, length) for path, length in lengths.items()]
+        try:
+            done = concurrent.futures.as_completed(pending)
+            for one in tqdm(done, total=len(pending), unit=" shards", disable=None):
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for path in source.iterdir():
+        if path not in lengths:
+            shutil.copyfile(path, begun / path.name)
+    info = json.loads((source / _INFO).read_text())
+    (begun / _INFO).write_text(json.dumps(info | {"fileFormat": "array_record"}, indent=2))
+    begun.rename(folder)
+    return folder, infos
+
+
+def _download(name: str, data_dir: pathlib.Path | None) -> tuple[pathlib.Path, Any]:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare()
+    return pathlib.Path(builder.data_path), builder.info.splits
+
+
+def _convert_shard(path: pathlib.Path, folder: pathlib.Path, length: int) -> None:
+    import tensorflow as tf
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    target = folder / path.name.replace(".tfrecord", ".array_record")
+    if target.exists():
+        return
+    half = target.with_name(f"{target.name}.half")
+    writer = ArrayRecordWriter(str(half), "group_size:1")
+    count = 0
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        writer.write(record)
+        count += 1
+    writer.close()
+    if count != length:
+        raise ValueError(f"{path} holds {count:,} records, {length:,} are to be in it")
+    half.rename(target)
+
+
+def _folder(text: str) -> pathlib.Path:
+    return pathlib.Path(text).expanduser().absolute()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
