@@ -80,7 +80,7 @@ def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tu
             pool.shutdown(cancel_futures=True)
             raise
     for path in source.iterdir():
-        if path not in lengths:
+        if path.is_file() and path not in lengths:
             shutil.copyfile(path, begun / path.name)
     info = json.loads((source / _INFO).read_text())
     (begun / _INFO).write_text(json.dumps(info | {"fileFormat": "array_record"}, indent=2))
