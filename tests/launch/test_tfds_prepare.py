@@ -15,6 +15,11 @@ from jaxdp.data.catalog import open_source
 from tests.data.sets import CONFIG, World, held
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+AS_TFRECORDS = """
+import sys, tensorflow_datasets as tfds
+shards = tfds.download.DownloadConfig(num_shards=3)
+tfds.builder("imagenet2012", data_dir=sys.argv[1]).download_and_prepare(download_config=shards)
+"""
 CLASSES = tfds.builder_cls("imagenet2012").pkg_dir_path / "labels.txt"
 
 
@@ -67,10 +72,8 @@ def test_imagenet_of_its_archives_and_of_tfrecords(tmp_path):
     train = shades(tmp_path / "own", "train")
     assert train == [(10 * label + index, label) for label in range(20) for index in range(3)]
 
-    as_tfrecords = "import sys, tensorflow_datasets as tfds; b = tfds.builder('imagenet2012', data_dir=sys.argv[1])"
     write_archives(tmp_path / "other" / "downloads" / "manual")
-    python = ROOT / ".venv-tfds" / "bin" / "python"
-    subprocess.run([python, "-c", f"{as_tfrecords}; b.download_and_prepare()", tmp_path / "other"], check=True)
+    subprocess.run([ROOT / ".venv-tfds" / "bin" / "python", "-c", AS_TFRECORDS, tmp_path / "other"], check=True)
     with pytest.raises(
         ValueError, match=r"is in tfrecord: convert it with launch/prepare imagenet2012 --dir=OTHER --from="
     ):
@@ -80,6 +83,16 @@ def test_imagenet_of_its_archives_and_of_tfrecords(tmp_path):
     assert ended.returncode == 0, ended.stderr
     for split in ("train", "test"):
         assert shades(tmp_path / "converted", split) == shades(tmp_path / "own", split)
+
+    (folder,) = (tmp_path / "converted" / "imagenet2012").iterdir()
+    first, *others = sorted(folder.glob("*array_record*"))
+    assert len(others) == 5
+    first.rename(first.with_name(f"{first.name}.half"))
+    begun = folder.rename(folder.with_name(f"{folder.name}.incomplete"))
+    written = {path: path.stat().st_mtime_ns for path in begun.glob("*-of-*3")}
+    assert prepare(*words).returncode == 0
+    assert {path: (folder / path.name).stat().st_mtime_ns for path in written} == written
+    assert shades(tmp_path / "converted", "train") == train
     assert "there is a data set in" in prepare(*words).stderr
     assert "it is not in tfrecord format" in prepare("imagenet2012", f"--from={tmp_path / 'own'}").stderr
 
