@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
@@ -159,6 +159,20 @@ def import_tfds() -> ModuleType:
 def data_folder(given: str | pathlib.Path | None) -> pathlib.Path:
     """Where data sets are: the folder given, or TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
     return pathlib.Path(given or import_tfds().core.constants.DATA_DIR).expanduser()
+
+
+def prepared_builder(name: str, folder: pathlib.Path) -> Any | None:
+    """TFDS's builder of a data set in this folder, None if it is not there.
+
+    Of any version, as far as none is named: by itself TFDS looks for that of its own code alone.
+    """
+    tfds = import_tfds()
+    version = {} if ":" in name else {"version": "*.*.*"}
+    try:
+        builder = tfds.builder(name, data_dir=folder, **version)
+    except tfds.core.DatasetNotFoundError:
+        return None
+    return builder if builder.is_prepared() else None
 
 
 def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:

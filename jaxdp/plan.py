@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection
 
-from jaxdp.config import Config
+from jaxdp.config import Config, ScheduleConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Plan:
             total_steps=total,
             warmup_steps=warmup,
             boundaries=boundaries,
-            peak_rate=schedule.base_rate * config.batch_size / schedule.base_batch_size,
+            peak_rate=peak_rate(config.schedule, config.batch_size),
             eval_steps=every(config.eval_every_epochs, config.eval_every_steps),
             save_steps=every(config.checkpoint.every_epochs, config.checkpoint.every_steps),
         )
@@ -80,6 +80,11 @@ class Plan:
     def epoch(self, step: int) -> float:
         """Epochs done after so many steps."""
         return step * self.batch_size / self.num_examples
+
+
+def peak_rate(schedule: ScheduleConfig, batch_size: int) -> float:
+    """The rate after the warmup: in proportion to the batch (Goyal et al. 2017, section 2.1)."""
+    return schedule.base_rate * batch_size / schedule.base_batch_size
 
 
 def check_world(config: Config, size: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jaxdp.config import Config
+from jaxdp.plan import peak_rate
 
 
 def warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
@@ -22,7 +23,7 @@ def warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
             f"no warmup at {ratio:g} times the base batch: ResNet-50 at 8,192 lost 1.2 points of top-1 so (Goyal et "
             "al. 2017, table 1): set config.schedule.warmup_epochs to 5"
         )
-    peak = schedule.base_rate * ratio
+    peak = peak_rate(schedule, config.batch_size)
     if has_warmup and schedule.warmup_init_rate > peak:
         yield (
             f"the warmup falls, from {schedule.warmup_init_rate:g} to {peak:g}, the peak at this batch: it is there to "

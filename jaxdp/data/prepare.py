@@ -24,11 +24,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from jaxdp import compat, parse
 from jaxdp.data.folders import check_inventory, inventory_of, listed
 from jaxdp.data.order import even_bounds
+from jaxdp.data.shards import results, writing
 from jaxdp.world import USER_ERROR
 
 VERSION = "1.0.0"
@@ -148,43 +147,31 @@ def _shards(splits: dict[str, list[tuple[pathlib.Path, int]]], folder: pathlib.P
 def _write_all(shards: list[Shard], name: str, classes: list[str], processes: int) -> list[Written]:
     # Not forked: the libraries below have threads.
     pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-    with pool, tqdm(total=sum(len(shard.files) for shard in shards), unit=" images", disable=None) as progress:
+    with pool:
         pending = {pool.submit(write_shard, shard, name, classes): len(shard.files) for shard in shards}
-        try:
-            for one in concurrent.futures.as_completed(pending):
-                one.result()
-                progress.update(pending[one])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-        return [one.result() for one in pending]
+        return results(pool, pending, unit="images")
 
 
 def write_shard(shard: Shard, name: str, classes: list[str]) -> Written:
     """Writes one shard, unless it is there; whole, or not at all."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     path = shard.path(name)
     note = path.with_name(f"{path.name}.json")
     if path.exists() and note.exists():
         return Written(**json.loads(note.read_text()))
     features = _features(classes)
-    half = path.with_name(f"{path.name}.half")
-    writer = ArrayRecordWriter(str(half), "group_size:1")
     num_examples, num_bytes, unreadable = 0, 0, []
-    for file, label in shard.files:
-        try:
-            content = _image(file, shard.size)
-        except Exception as error:  # Pillow raises whatever it likes on what is no image.
-            unreadable.append(f"{file}: {type(error).__name__}: {error}")
-            continue
-        record = features.serialize_example(features.encode_example({"image": content, "label": label}))
-        writer.write(record)
-        num_examples, num_bytes = num_examples + 1, num_bytes + len(record)
-    writer.close()
-    written = Written(num_examples, num_bytes, unreadable)
-    note.write_text(json.dumps(dataclasses.asdict(written)))
-    half.rename(path)
+    with writing(path) as writer:
+        for file, label in shard.files:
+            try:
+                content = _image(file, shard.size)
+            except Exception as error:  # Pillow raises whatever it likes on what is no image.
+                unreadable.append(f"{file}: {type(error).__name__}: {error}")
+                continue
+            record = features.serialize_example(features.encode_example({"image": content, "label": label}))
+            writer.write(record)
+            num_examples, num_bytes = num_examples + 1, num_bytes + len(record)
+        written = Written(num_examples, num_bytes, unreadable)
+        note.write_text(json.dumps(dataclasses.asdict(written)))
     return written
 
 

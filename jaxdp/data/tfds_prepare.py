@@ -20,7 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
+from jaxdp import compat
+from jaxdp.data.shards import results, writing
 
 _INFO = "dataset_info.json"
 
@@ -49,16 +50,14 @@ def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tu
     Raises:
       ValueError: it is in no tfrecords, or is in `data_dir` already.
     """
-    import tensorflow_datasets as tfds
-
-    version = {} if ":" in name else {"version": "*.*.*"}
-    builder = tfds.builder(name, data_dir=other, **version)
-    if not builder.is_prepared():
+    tfds = compat.import_tfds()
+    builder = compat.prepared_builder(name, other)
+    if builder is None:
         raise ValueError(f"there is no such data set in {other}: --from is the folder that holds {name.split(':')[0]}/")
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
         raise ValueError(f"in {other} it is not in tfrecord format, but in {builder.info.file_format.value}")
     source = pathlib.Path(builder.data_path)
-    folder = (data_dir or pathlib.Path(tfds.core.constants.DATA_DIR).expanduser()) / source.relative_to(other)
+    folder = compat.data_folder(data_dir) / source.relative_to(other)
     if folder.exists():
         raise ValueError(f"there is a data set in {folder} already: remove it, or choose another --dir")
     # jaxdp takes no folder of such a name for a data set.
@@ -71,14 +70,8 @@ def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tu
         for path, length in zip(info.filepaths, info.shard_lengths, strict=True)
     }
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        pending = [pool.submit(_convert_shard, path, begun, length) for path, length in lengths.items()]
-        try:
-            done = concurrent.futures.as_completed(pending)
-            for one in tqdm(done, total=len(pending), unit=" shards", disable=None):
-                one.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        pending = {pool.submit(_convert_shard, path, begun, length): length for path, length in lengths.items()}
+        results(pool, pending, unit="examples")
     for path in source.iterdir():
         if path.is_file() and path not in lengths:
             shutil.copyfile(path, begun / path.name)
@@ -98,21 +91,17 @@ def _download(name: str, data_dir: pathlib.Path | None) -> tuple[pathlib.Path, A
 
 def _convert_shard(path: pathlib.Path, folder: pathlib.Path, length: int) -> None:
     import tensorflow as tf
-    from array_record.python.array_record_module import ArrayRecordWriter
 
     target = folder / path.name.replace(".tfrecord", ".array_record")
     if target.exists():
         return
-    half = target.with_name(f"{target.name}.half")
-    writer = ArrayRecordWriter(str(half), "group_size:1")
     count = 0
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-        writer.write(record)
-        count += 1
-    writer.close()
-    if count != length:
-        raise ValueError(f"{path} holds {count:,} records, {length:,} are to be in it")
-    half.rename(target)
+    with writing(target) as writer:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            writer.write(record)
+            count += 1
+        if count != length:
+            raise ValueError(f"{path} holds {count:,} records, {length:,} are to be in it")
 
 
 def _folder(text: str) -> pathlib.Path:

@@ -49,18 +49,13 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
         f"prepare it with launch/prepare {name} --dir={folder}, or of folders of images with python -m "
         "jaxdp.data.prepare, or set config.data.dir to where it is"
     )
-    missing = f"there is no data set {name!r} in {folder}: {remedy}"
-    if not _is_prepared(folder, name):
-        raise ValueError(missing)
-    # Of any version, as far as none is named: TFDS would look for that of its own code alone.
-    version = {} if ":" in name else {"version": "*.*.*"}
     try:
-        builder = _digits(folder) if name == "digits" else tfds.builder(name, data_dir=folder, **version)
-        file_format = builder.info.file_format
+        builder = compat.prepared_builder(name, folder)
+        file_format = builder and builder.info.file_format
     except Exception as error:  # TFDS raises many kinds, on names, versions and damaged metadata.
         raise ValueError(f"the data set {name!r} in {folder} cannot be opened: {error}: {remedy}") from error
-    if not builder.is_prepared():
-        raise ValueError(missing)
+    if builder is None:
+        raise ValueError(f"there is no data set {name!r} in {folder}: {remedy}")
     if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         if file_format is tfds.core.FileFormat.TFRECORD:
             remedy = f"convert it with launch/prepare {name} --dir=OTHER --from={folder}"
