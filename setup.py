@@ -1,4 +1,4 @@
-"""Builds jaxdp/native, the engine against the MPI of a compiler wrapper: MPICC, else mpicc on the PATH."""
+"""Builds jaxdp/native, with the engine for the MPI of the compiler wrapper $MPICC, or else mpicc on the PATH."""
 
 import importlib.util
 import os
@@ -11,39 +11,42 @@ from setuptools import Extension, setup
 
 
 def mpicc(*arguments: str) -> str:
-    """What the MPI's compiler wrapper says."""
+    """Runs the MPI compiler wrapper and returns its output."""
     wrapper = os.environ.get("MPICC", "mpicc")
     try:
         return subprocess.run(
             [*shlex.split(wrapper), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"jaxdp is built with an MPI's mpicc, {wrapper!r} fails: set MPICC ({error})") from None
+        raise SystemExit(f"building jaxdp needs MPI's mpicc, but {wrapper!r} fails: set MPICC ({error})") from None
 
 
 def mpi_flags() -> tuple[list[str], list[str]]:
-    """What the wrapper adds to compile, and to link."""
+    """The flags that the wrapper adds for compiling, and for linking."""
     flags = shlex.split(mpicc("-show"))[1:]
     compiling = [flag for flag in flags if flag.startswith(("-I", "-D"))]
     return compiling, [flag for flag in flags if flag not in compiling]
 
 
 def mpi_abi() -> str:
-    """Of the two that MPI libraries share. Each has its engine, so that one checkout serves environments of both."""
+    """The ABI of the MPI library, "mpich" or "openmpi".
+
+    Each ABI has a separate engine, so one checkout can serve environments with either MPI.
+    """
     macros = mpicc("-E", "-dM", "-include", "mpi.h", "-x", "c", os.devnull)
     return "openmpi" if "define OPEN_MPI " in macros else "mpich"
 
 
 def xla_headers() -> str:
-    """The folder of XLA's FFI headers, which jaxlib brings; importing JAX for it is not needed."""
+    """The folder of XLA's FFI headers, which jaxlib contains; found without importing JAX."""
     found = importlib.util.find_spec("jaxlib")
     if found is None or found.origin is None:
-        raise SystemExit("jaxdp is built with the headers of jaxlib, which is not installed: pip install jax first")
+        raise SystemExit("building jaxdp needs jaxlib's headers, but jaxlib is not installed: pip install jax first")
     return str(pathlib.Path(found.origin).parent / "include")
 
 
 def found_onednn() -> tuple[list[str], list[str]] | None:
-    """What oneDNN and its threads (TBB) add to compile, and to link, where their packages are installed."""
+    """The flags for compiling and linking with oneDNN and TBB (its threads); None if not installed."""
     packages = ("onednn-devel-cpu-tbb", "onednn-cpu-tbb", "tbb-devel", "tbb")
     try:
         files = [file for package in packages for file in distribution(package).files or []]
@@ -85,7 +88,7 @@ extensions = [
         language="c++",
     ),
 ]
-# Other CPUs than x86 have no such packages: XLA's own convolutions serve there.
+# These packages exist for x86 only. Other CPUs use XLA's own convolutions.
 if onednn := found_onednn():
     extensions.append(
         Extension(
@@ -93,7 +96,7 @@ if onednn := found_onednn():
             sources=["jaxdp/native/convolutions.cc"],
             depends=["jaxdp/native/operation.h"],
             extra_compile_args=[*common, *onednn[0], "-isystem", xla_headers()],
-            # Whoever loads this has loaded those, from wherever they are then.
+            # No rpath: the importer of this module first loads these libraries from where they are installed.
             extra_link_args=onednn[1],
             language="c++",
         )

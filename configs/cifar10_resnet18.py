@@ -1,7 +1,7 @@
 """ResNet-18 on CIFAR-10.
 
-Source: K. Liu's pytorch-cifar (its stem, batch, rate, decay and cosine; from memory), which publishes 95.47 % for this
-network. Hardware there: one GPU. Not run to its end here.
+Source: K. Liu's pytorch-cifar (stem, batch size, rate, weight decay and cosine schedule; from memory), which publishes
+95.47 % for this network. Hardware of the source: one GPU. Not run to completion in this project.
 
     mpirun -n 4 python -m jaxdp.train --config=configs/cifar10_resnet18.py
 """

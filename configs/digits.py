@@ -1,6 +1,6 @@
-"""The default: a small CNN on scikit-learn's digits, 1,437 real 8x8 images to train and 360 to test.
+"""The default config: a small CNN on scikit-learn's digits, 1,437 real 8x8 images for training and 360 for testing.
 
-Source: ours. Hardware: 2 CPU cores.
+Source: this project. Hardware: 2 CPU cores.
 
     ./launch/train -n 2
     mpirun -n 2 python -m jaxdp.train --config=configs/digits.py --workdir=runs/digits

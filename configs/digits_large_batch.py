@@ -1,6 +1,6 @@
-"""digits with 16 times the batch: LARS with warmup.
+"""LARS with warmup on digits, at 16 times the batch size of configs/digits.py.
 
-Source: ours, the recipe of You et al. 2017 on the data of configs/digits.py. Hardware: 2 CPU cores.
+Source: this project, with the recipe of You et al. 2017. Hardware: 2 CPU cores.
 
     mpirun -n 2 python -m jaxdp.train --config=configs/digits_large_batch.py
 """

@@ -1,8 +1,8 @@
 """GoogLeNet on ImageNet, batch 1,024.
 
-Source: FireCaffe (Iandola et al. 2015, arXiv 1511.00175): rate 0.08, polynomial decay of power 0.5, 72 epochs (batch
-32: 0.01, 64 epochs). Hardware and time there: 128 K20x, 10.5 h; 32 K20x, 23.4 h. Published: 68.3 % top-1. Other here:
-pixels are divided by their standard deviation. Not run to its end here.
+Source: FireCaffe (Iandola et al. 2015, arXiv 1511.00175): rate 0.08, polynomial decay of power 0.5, 72 epochs (at
+batch 32: rate 0.01, 64 epochs). Hardware and time of the source: 128 K20x, 10.5 h; 32 K20x, 23.4 h. Published: 68.3 %
+top-1. Difference here: pixels are divided by their standard deviation. Not run to completion in this project.
 
     mpirun -n 128 python -m jaxdp.train --config=configs/googlenet_imagenet.py
 """
@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 1024
     config.epochs = 72.0
 
-    # Anywhere in the stored image, and mirrored.
+    # Random crops of the stored image, and random flips.
     config.data.crop = "padded"
     config.data.crop_padding = 0
 

@@ -1,8 +1,9 @@
 """Network-in-Network on ImageNet, batch 1,024.
 
-Source: FireCaffe (Iandola et al. 2015, arXiv 1511.00175): rate 0.01 at batch 256 and in proportion to it, a tenth of it
-after 10/22 of 47 epochs. Hardware and time there: 128 K20x, 3.6 h; one K20 at batch 256, 5.8 days. Published: 58.6 %
-top-1 (58.9 % at batch 256). Other here: pixels are divided by their standard deviation. Not run to its end here.
+Source: FireCaffe (Iandola et al. 2015, arXiv 1511.00175): rate 0.01 at batch 256, proportional to the batch size, and
+divided by 10 after 10/22 of 47 epochs. Hardware and time of the source: 128 K20x, 3.6 h; one K20 at batch 256, 5.8
+days. Published: 58.6 % top-1 (58.9 % at batch 256). Difference here: pixels are divided by their standard deviation.
+Not run to completion in this project.
 
     mpirun -n 128 python -m jaxdp.train --config=configs/nin_imagenet.py
 """
@@ -17,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 1024
     config.epochs = 47.0
 
-    # Anywhere in the stored image, and mirrored.
+    # Random crops of the stored image, and random flips.
     config.data.crop = "padded"
     config.data.crop_padding = 0
 

@@ -1,9 +1,9 @@
 """ResNet-50 on ImageNet in 90 epochs, batch 8,192.
 
-Source: Goyal et al. 2017 (arXiv 1706.02677), on which Sreedhar et al. 2017 (arXiv 1711.00705) build: 90 epochs on 256
-P100 in 48 minutes. Hardware and time of the former: 256 P100, 1 h. Published: 76.26 % top-1 at this batch, 76.40 % at
-256. Other here: no jitter of colors, and stored pixels are 256x256 (config.data.storage "encoded" crops from the
-original, as they do). Not run to its end here.
+Source: Goyal et al. 2017 (arXiv 1706.02677). Sreedhar et al. 2017 (arXiv 1711.00705) build on it and train 90 epochs on
+256 P100 in 48 minutes. Hardware and time of Goyal et al.: 256 P100, 1 h. Published: 76.26 % top-1 at this batch size,
+76.40 % at 256. Differences here: no color jitter, and pixels are stored at 256x256 (with config.data.storage "encoded",
+crops are cut from the original image, as in the paper). Not run to completion in this project.
 
     mpirun -n 256 python -m jaxdp.train --config=configs/resnet50_imagenet.py
     python -m jaxdp.train --config=configs/resnet50_imagenet.py --explain
@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.allreduce.bucket_bytes = 25_000_000
     config.checkpoint.every_epochs = 1.0
 
-    # 32 nodes of 8 GPUs, a rank each, at the rate of a P100 in the paper.
+    # 32 nodes with 8 GPUs each, one rank per GPU, at the throughput of a P100 in the paper.
     config.cluster.nodes = 32
     config.cluster.ranks_per_node = 8
     config.cluster.link_gbit = 100.0

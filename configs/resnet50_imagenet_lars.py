@@ -1,8 +1,8 @@
-"""ResNet-50 on ImageNet, batch 32,768: LARS.
+"""ResNet-50 on ImageNet with LARS, batch 32,768.
 
-Source: You et al. 2017 (arXiv 1708.03888) for the rule, polynomial decay and warmup; the rates, label smoothing and
-decay are those of the reference of MLPerf's ResNet-50 at this batch (from memory), whose target is 75.9 % top-1.
-Hardware: 256 GPUs, as configs/resnet50_imagenet.py. Not run to its end here.
+Source: You et al. 2017 (arXiv 1708.03888) for the update rule, polynomial decay and warmup. The rates, label smoothing
+and weight decay are those of the MLPerf reference for ResNet-50 at this batch size (from memory); its target is 75.9 %
+top-1. Hardware: 256 GPUs, as in configs/resnet50_imagenet.py. Not run to completion in this project.
 
     mpirun -n 256 python -m jaxdp.train --config=configs/resnet50_imagenet_lars.py
 """

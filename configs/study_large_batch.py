@@ -1,6 +1,6 @@
-"""The small batch of `python -m jaxdp.study large_batch`; docs/large_batch.md has all of it.
+"""The small-batch config of `python -m jaxdp.study large_batch`, described in docs/large_batch.md.
 
-Source: ours; what is changed from run to run is that of Goyal et al. 2017 and You et al. 2017. Hardware: 2 CPU cores.
+Source: this project; the study varies what Goyal et al. 2017 and You et al. 2017 vary. Hardware: 2 CPU cores.
 
     mpirun -n 2 python -m jaxdp.train --config=configs/study_large_batch.py
 """
@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 32
     config.model.width = 16
 
-    # The same for every arm: plain momentum, as LARS has no other, and one form of decay.
+    # The same for every arm of the study: plain momentum, since LARS has no Nesterov form, and one decay schedule.
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5e-3
     config.optimizer.trust_coefficient = 0.02

@@ -7,7 +7,7 @@ __all__ = ["allreduce", "average_gradients", "broadcast", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """What training loops of one's own use; imported when it is asked for, as it brings JAX along."""
+    """Imports the API for custom training loops on first use, because it imports JAX."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from jaxdp import api

@@ -1,4 +1,4 @@
-"""For training loops of one's own: sums and means over all ranks, and broadcasts, of any pytree.
+"""For your own training loops: sums, means and broadcasts of pytrees over all ranks.
 
     import jaxdp
 
@@ -9,7 +9,7 @@
 
     jaxdp.run(main)
 
-The README has a whole example.
+The README has a complete example.
 """
 
 from __future__ import annotations
@@ -49,40 +49,41 @@ def allreduce(
     segment_bytes: int = 2**18,
     bucket_bytes: int = 25_000_000,
 ) -> PyTree:
-    """The mean or the sum of a pytree over all ranks, the same bits on all of them.
+    """Computes the mean or the sum of a pytree over all ranks, with the same bits on every rank.
 
-    All ranks call it together, with trees of one structure. Outside jit it takes arrays on any devices, passes them
-    through the host, and puts the results where the arrays were. Inside jit it is part of the program, which must then
-    run on one CPU device.
+    All ranks must call it together, with trees of the same structure. Outside jit, arrays may be on any device: they
+    are reduced on the host, and each result is put where its array was. Inside jit, the allreduce is part of the
+    program, which must then run on one CPU device.
 
-    Leaves of 16-bit floats cross as they are and are summed in float32. Integers are summed in their own dtype,
-    booleans as int32; means of them are float32.
+    Leaves of 16-bit floats are sent in their own dtype and summed in float32. Integers are summed in their own dtype,
+    booleans as int32; their means are float32.
 
     Args:
       tree: any pytree of numbers and arrays.
       world: all ranks, from `jaxdp.run` or `jaxdp.connect`.
       op: "mean" or "sum".
-      algorithm: a name in the table of algorithms, "mpi", or "auto", which measures when it first meets a structure.
-      colors: of the multi-color trees; None for 4, or as many as there are ranks if fewer.
-      arity: of those trees; None for as many as colors.
-      wire: what float32 values are rounded to when they are sent, "bfloat16" or "float16".
-      segment_bytes: the size of the pieces in the pipeline.
-      bucket_bytes: with which a bucket of leaves, which one allreduce sums, is closed.
+      algorithm: name of an algorithm, "mpi" for MPI's own allreduce, or "auto", which measures when it first meets a
+        tree structure.
+      colors: number of multi-color trees; None for 4, or for the number of ranks if that is smaller.
+      arity: maximum number of children in these trees; None for the number of colors.
+      wire: dtype to which float32 values are rounded for sending: "float32" (no rounding), "bfloat16" or "float16".
+      segment_bytes: size of the pipelined segments.
+      bucket_bytes: target size of a bucket of leaves; each bucket is summed by one allreduce.
 
     Returns:
       A pytree of arrays.
 
     Raises:
-      ValueError: an argument or a leaf's dtype that is none of these.
-      SystemExit: the ranks have different trees; one message on one rank's stderr.
+      ValueError: an argument is invalid, or the dtype of a leaf is not supported.
+      SystemExit: the ranks have different trees; one rank prints one message to stderr.
     """
     if op not in ("mean", "sum"):
-        raise ValueError(f"allreduce knows the ops 'mean' and 'sum', not {op!r}")
+        raise ValueError(f"op must be 'mean' or 'sum', not {op!r}")
     for name, value, known in [("algorithm", algorithm, (*ALGORITHMS, MPI, AUTO)), ("wire", wire, tuple(WIRES))]:
         if value not in known:
-            raise ValueError(f"allreduce has no {name} {value!r}: known are {', '.join(known)}")
+            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
     if algorithm == MPI and wire != "float32":
-        raise ValueError(f"MPI's own allreduce sends what it sums: wire {wire!r} needs another algorithm than 'mpi'")
+        raise ValueError(f"algorithm 'mpi' does not support wire {wire!r}: choose another algorithm, or wire='float32'")
     config = AllreduceConfig(
         engine="mpi4jax",
         algorithm=algorithm,
@@ -105,47 +106,47 @@ def allreduce(
 
 
 def broadcast(tree: PyTree, world: World) -> PyTree:
-    """Rank 0's pytree, on all ranks.
+    """Returns rank 0's pytree on all ranks.
 
-    All ranks call it together, outside jit, with trees of one structure.
+    All ranks must call it together, outside jit, with trees of the same structure.
 
     Args:
       tree: any pytree of numbers and arrays.
       world: all ranks.
 
     Returns:
-      A pytree of arrays, each where this rank's was.
+      A pytree of arrays, each on the devices of this rank's own leaf.
 
     Raises:
-      ValueError: it is called inside jit, or a leaf is no array of numbers.
-      SystemExit: the ranks have different trees; one message on one rank's stderr.
+      ValueError: it is called inside jit, or a leaf is neither a number nor an array of numbers.
+      SystemExit: the ranks have different trees; one rank prints one message to stderr.
     """
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves = [_checked(path, leaf) for path, leaf in paths_and_leaves]
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        raise ValueError("broadcast works outside jit: call it before the training step is compiled")
+        raise ValueError("broadcast cannot be called inside jit: call it before the training step is compiled")
     world.require_equal("pytree in a broadcast", _digest(treedef, leaves))
     same = world.bcast_arrays([np.array(leaf) for leaf in leaves])
     return jax.tree.unflatten(treedef, [_back(array, leaf) for array, leaf in zip(same, leaves, strict=True)])
 
 
 def average_gradients(world: World, **settings: Any) -> optax.GradientTransformation:
-    """An optax transformation that replaces updates by their mean over all ranks: the first one of a chain.
+    """An optax transformation that replaces updates by their mean over all ranks. Put it first in a chain.
 
         optimizer = optax.chain(jaxdp.average_gradients(world), optax.adam(1e-3))
 
     Args:
       world: all ranks.
-      **settings: of `allreduce`.
+      **settings: keyword arguments of `allreduce`.
     """
     return optax.stateless(lambda updates, _: allreduce(updates, world, **settings))
 
 
 def run(job: Callable[[World], None]) -> None:
-    """Runs a job on every rank; whatever happens on one of them, none is left waiting for it.
+    """Runs a job on every rank. If one rank fails, all ranks end, so that none is left waiting.
 
     Args:
-      job: what every rank does. An exception that leaves it, a `sys.exit` among them, ends all ranks.
+      job: function that every rank runs. An exception that leaves it, including `sys.exit`, ends all ranks.
     """
 
     def prepared(of_world: World) -> None:
@@ -160,9 +161,10 @@ def run(job: Callable[[World], None]) -> None:
 def _plan(
     world: World, op: str, config: AllreduceConfig, treedef: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
 ) -> Callable[[PyTree], PyTree]:
-    """What reduces trees of this structure. Ranks are compared when one is met first, and only then.
+    """Returns the function that reduces trees of this structure.
 
-    So a rank that compiles its step anew alone (for a last batch of another size) waits for nobody.
+    Ranks are compared only when a structure is first met. A rank that recompiles its step on its own (e.g. for a
+    smaller last batch) therefore does not block the other ranks.
     """
     world.require_equal("pytree in an allreduce", _digest(treedef, shapes))
     world.require_equal("settings of an allreduce", (op, config))
@@ -192,7 +194,7 @@ def _plan(
 
 
 def _summed(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """In which dtype a leaf is summed."""
+    """The leaf with the dtype in which it is summed."""
     if shape.dtype == jnp.bool_:
         return shape.update(dtype=jnp.dtype("int32"))
     if jnp.issubdtype(shape.dtype, jnp.floating) and shape.dtype.itemsize == 2:
@@ -201,7 +203,7 @@ def _summed(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _checked(path: Any, leaf: Any) -> jax.Array:
-    known = "numbers, and arrays of booleans, integers, and floats and complex numbers of 16 bits or more"
+    known = "numbers, or arrays of booleans, integers, or floats and complex numbers of at least 16 bits"
     try:
         array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
     except TypeError:
@@ -213,16 +215,16 @@ def _checked(path: Any, leaf: Any) -> jax.Array:
         or (array.dtype.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.inexact))
     ):
         name = jax.tree_util.keystr(path) or "the tree"
-        raise ValueError(f"pytrees that cross between ranks hold {known}: {name} is of type {kind}")
+        raise ValueError(f"leaves of the pytree must be {known}, but {name} is of type {kind}")
     return array
 
 
 def _back(array: Any, like: jax.Array) -> jax.Array:
-    """The array on the devices of another one."""
+    """Puts an array on the devices of another one."""
     return jax.device_put(array, like.sharding)
 
 
 def _digest(treedef: Any, arrays: Any) -> str:
-    """Short for the structure, shapes and dtypes of a tree, alike on ranks whose trees are alike."""
+    """A short digest of the structure, shapes and dtypes of a tree, equal on ranks with equal trees."""
     whole = f"{treedef} {[(array.shape, array.dtype.name) for array in arrays]}"
     return f"{len(arrays)} leaves, hash {hashlib.sha256(whole.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""From a config to the parts of a run."""
+"""Builds the parts of a run from its config."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from jaxdp.world import World
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All parts of a run, built from its config and not changed by it.
+    """All parts of a run, built from its config. A run never changes them.
 
     Attributes:
-      groups: of ranks, those that hold each split between them.
-      first_state: before the first step, on this rank's host.
-      layout: the buckets of what crosses between ranks in a step.
+      groups: for each split, this rank's group; the ranks of a group hold the split together.
+      first_state: state before the first step, not yet replicated.
+      layout: buckets of the values that ranks sum in each step.
     """
 
     config: Config
@@ -59,13 +59,13 @@ class Run:
     layout: Buckets
 
     def evaluation(self, split: Split) -> Evaluation:
-        """Of this rank's share of a split, in batches as large as those of training."""
+        """Evaluation of this rank's share of a split, in batches as large as in training."""
         size = self.deal.per_device * self.engine.num_devices
         return Evaluation(self.task, self.engine, split, batch_size=size, world=self.world)
 
     @property
     def partitions(self) -> Partitions | None:
-        """Of the training split, if that is how it is shuffled."""
+        """Partitions of the training split; None unless it is shuffled by partition."""
         data, size = self.config.data, self.plan.num_examples
         if data.shuffle != "partition":
             return None
@@ -74,12 +74,12 @@ class Run:
 
     @property
     def order(self) -> Order:
-        """Of the examples in training."""
+        """Order in which training visits the examples."""
         of_epoch = None if self.partitions is None else self.partitions.order
         return Order(self.plan.num_examples, self.config.batch_size, self.config.seed, of_epoch)
 
     def read(self, split: str, *, holdings: np.ndarray | None = None, bar: bool = False) -> Split:
-        """Reads a split, see `load.read`."""
+        """Reads a split into memory, see `load.read`."""
         decoder = None
         if self.config.data.storage == "encoded":
             decoder = self._training_decoder if split == "train" else Decoder(self.source.image_shape)
@@ -95,7 +95,7 @@ class Run:
         return Decoder(self.task.augmentation.shape(self.source.image_shape), crop)
 
     def check_memory(self) -> None:
-        """Checks that the data fits, see `load.check_memory`."""
+        """Checks that the data fits into memory, see `load.check_memory`."""
         rows = int(np.diff(self.deal.rank_bounds).max()) * self.config.data.exchange_steps
         encoded = self.config.data.storage == "encoded"
         check_memory(self.source, self.world, self.groups, encoded=encoded, rows_ahead=rows)
@@ -106,7 +106,7 @@ class Run:
 
 
 def build(config: Config, world: World) -> Run:
-    """Makes every part that the config names; a user's mistake in any of them ends the job with one message."""
+    """Builds every part of a run; a user error in any of them ends the job with one message."""
     check_software(world)
     compat.use_compilation_cache(rank=world.rank, size=world.size)
     engine = make_engine(config.allreduce.engine, world)
@@ -150,7 +150,7 @@ def build(config: Config, world: World) -> Run:
 
 
 def make_task(config: Config, network: Network, deal: Deal) -> Task:
-    """The constants of the step."""
+    """The constants of the training step."""
     return Task(
         network=network,
         mean=config.data.mean,
@@ -166,9 +166,9 @@ def make_task(config: Config, network: Network, deal: Deal) -> Task:
 
 
 def make_augmentation(config: Config) -> Augmentation:
-    """What the config says of it."""
+    """The augmentation that the config asks for."""
     data = config.data
-    # Files are cropped as they are decoded.
+    # With "resized", encoded images are cropped when they are decoded.
     crop = "none" if data.storage == "encoded" and data.crop == "resized" else data.crop
     return Augmentation(
         seed=config.seed,

@@ -1,4 +1,4 @@
-"""Saves of the state and of the position in the data, with Orbax: by rank 0 alone, in the background."""
+"""Checkpoints of the state and of the position in the data. Rank 0 writes them with Orbax, in the background."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from jaxdp.world import Failure
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data.
+    """The position of a run in its data.
 
     Attributes:
-      step: steps done.
-      seed: of the order.
-      data: the fingerprint of the data set.
-      num_examples: in the training split.
-      batch_size: the global batch; `step * batch_size` examples have been seen.
-      chosen: what algorithm "auto" chose, see `make_allreduce`: with another choice sums would round differently.
-      test_accuracy: if the test split was evaluated after this step.
+      step: number of steps done.
+      seed: seed of the order of the data.
+      data: fingerprint of the data set.
+      num_examples: number of examples in the training split.
+      batch_size: size of the global batch; `step * batch_size` examples have been seen.
+      chosen: choice of the algorithm "auto", see `make_allreduce`; with another choice sums would round differently.
+      test_accuracy: accuracy on the test split after this step; None if it was not evaluated.
     """
 
     step: int
@@ -43,22 +43,24 @@ class Position:
 
 
 class DamagedError(ValueError):
-    """A save is not whole."""
+    """A checkpoint is damaged."""
 
 
 class SaveError(OSError, Failure):
-    """A save could not be written; those before it are there."""
+    """A checkpoint could not be written; earlier checkpoints are intact."""
 
 
 class Checkpoints:
-    """The saves of one run, in a folder of their own; used by rank 0 only.
+    """The checkpoints of one run, in a separate folder; used by rank 0 only.
 
-    A save is visible once it is whole: a job that is killed while it saves leaves the save before as the latest.
+    A checkpoint becomes visible when it is complete. If a job is killed while it saves, the previous checkpoint remains
+    the latest one.
 
     Args:
-      folder: made if it is not there, unless it is only to be read.
-      keep: how many of the last saves stay; None to read only, which leaves a job that saves there alone.
-      keep_best: how many more stay, those of the best accuracy on the test split.
+      folder: folder of the checkpoints; created if it is missing, unless opened read-only.
+      keep: number of latest checkpoints to keep. None opens the folder read-only, which does not disturb a job that
+        saves to it.
+      keep_best: number of checkpoints with the best accuracy on the test split to keep as well.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int | None = None, keep_best: int | None = None):
@@ -67,7 +69,7 @@ class Checkpoints:
         self._pending: Any = None
         if keep is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # What a killed job left half-written is nobody's any more.
+            # Remove checkpoints that a killed job left incomplete.
             for half in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(half)
 
@@ -75,7 +77,7 @@ class Checkpoints:
         """Copies the state and writes it in the background.
 
         Raises:
-          SaveError: this save, or the one before, failed.
+          SaveError: this save or the previous one failed.
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -88,10 +90,10 @@ class Checkpoints:
             self._pending = ocp.save_checkpointables_async(self.folder / str(position.step), document)
 
     def wait(self) -> None:
-        """Waits for the save under way, and lets go of those that are too old by then.
+        """Waits for the pending save, if there is one, and then deletes old checkpoints.
 
         Raises:
-          SaveError: it failed.
+          SaveError: the pending save failed.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -102,12 +104,12 @@ class Checkpoints:
             compat.give_memory_back()
 
     def latest_step(self) -> int | None:
-        """The step of the latest whole save, None if there is none."""
+        """The step of the latest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """Those of all whole saves, the first ones first."""
-        # Orbax gives a save its name when it is whole.
+        """The steps of all complete checkpoints, in ascending order."""
+        # Orbax gives a checkpoint its final name when it is complete.
         return sorted(int(path.name) for path in self.folder.glob("*") if path.name.isdigit())
 
     def _too_old(self) -> list[int]:
@@ -117,34 +119,34 @@ class Checkpoints:
             accuracies = {
                 step: accuracy for step in steps if (accuracy := self.noted(step)["test_accuracy"]) is not None
             }
-            # Of those that are as good as one another, the later ones.
+            # Among equal accuracies the later checkpoints stay.
             kept |= set(sorted(accuracies, key=lambda step: (accuracies[step], step))[-self._keep_best :])
         return [step for step in steps if step not in kept]
 
     def noted(self, step: int) -> dict[str, Any]:
-        """What a save holds beside the state: the position, by name, and the fingerprint of the state."""
+        """What a checkpoint holds besides the state: the position, as a dict, and the fingerprint of the state."""
         from orbax.checkpoint import v1 as ocp
 
         with compat.orbax_alone():
             return ocp.load_checkpointables(self.folder / str(step), {"position": None})["position"]
 
     def restore_newest(self, like: TrainState) -> tuple[TrainState, Position] | None:
-        """Reads the newest save that is whole; None if there is none at all.
+        """Restores the newest checkpoint that is not damaged; returns None if the folder has no checkpoint.
 
-        Those that are damaged are told of and, unless this is to read only, kept aside under another name.
+        Damaged checkpoints are reported and skipped and, unless the folder was opened read-only, renamed.
 
         Args:
-          like: see `restore`.
+          like: a state with the structure, shapes and dtypes that the checkpoint must have.
 
         Raises:
-          ValueError: all of them are damaged, or one is of another model or optimizer.
+          ValueError: every checkpoint is damaged, or one belongs to another model or optimizer.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
                 return self.restore(step, like)
             except DamagedError as error:
-                done = "passed over"
+                done = "skipped"
                 if self._keep is not None:
                     aside = self.folder / f"{step}.damaged"
                     shutil.rmtree(aside, ignore_errors=True)
@@ -153,23 +155,24 @@ class Checkpoints:
                 print(f"jaxdp: warning: {error}: {done}", file=sys.stderr, flush=True)
         if steps:
             raise ValueError(
-                f"no checkpoint in {self.folder} is whole: choose another --workdir, or remove this one to begin anew"
+                f"every checkpoint in {self.folder} is damaged: choose another --workdir, or delete this one to start "
+                "over"
             )
         return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Position]:
-        """Reads a save.
+        """Restores one checkpoint.
 
         Args:
-          step: of the save.
-          like: a state with the structure, shapes and dtypes that it must have.
+          step: step of the checkpoint.
+          like: a state with the structure, shapes and dtypes that the checkpoint must have.
 
         Returns:
           The state, as host arrays, and the position in the data.
 
         Raises:
-          DamagedError: it cannot be read, or is not what was saved.
-          ValueError: it is of another model or optimizer.
+          DamagedError: the checkpoint cannot be read, or its contents are not what was saved.
+          ValueError: the checkpoint belongs to another model or optimizer.
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -179,10 +182,10 @@ class Checkpoints:
         try:
             with compat.orbax_alone():
                 stored = ocp.checkpointables_metadata(where).metadata["state"]
-                # What Orbax makes of an empty file.
+                # Orbax returns no arrays for an empty file.
                 if not jax.tree.leaves(stored):
-                    raise ValueError("it says nothing of its arrays")
-                # Orbax casts and reshapes without a word.
+                    raise ValueError("it lists no arrays")
+                # Orbax casts and reshapes silently.
                 _require_same(_shapes(stored), _shapes(wanted), where)
                 document = ocp.load_checkpointables(where, {"state": hollow, "position": None})
             noted = dict(document["position"])
@@ -190,16 +193,16 @@ class Checkpoints:
             state = flax.serialization.from_state_dict(like, document["state"])
         except _OtherStateError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise whatever they like on a damaged file.
+        except Exception as error:  # Orbax and TensorStore raise many types of error.
             raise DamagedError(f"the checkpoint {where} cannot be read: {error.__cause__ or error}") from error
         if fingerprint(state) != expected:
             raise DamagedError(
-                f"the checkpoint {where} is damaged: its contents do not have the hash that was saved with them"
+                f"the checkpoint {where} is damaged: its contents do not match the hash that was saved with them"
             )
         return state, Position(**noted)
 
     def close(self) -> None:
-        """Waits for the save under way."""
+        """Waits for the pending save, if there is one."""
         self.wait()
 
     @contextlib.contextmanager
@@ -208,8 +211,8 @@ class Checkpoints:
             yield
         except Exception as error:
             raise SaveError(
-                f"saving to {self.folder} failed: {error.__cause__ or error}: the saves before it stay; make "
-                "room, or set config.checkpoint.keep to less, and start again"
+                f"saving to {self.folder} failed: {error.__cause__ or error}. Earlier checkpoints are intact: free "
+                "disk space, or lower config.checkpoint.keep, and start again"
             ) from error
 
 
@@ -222,7 +225,7 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _require_same(stored: dict, wanted: dict, where: pathlib.Path) -> None:
-    # Parameters first: what the optimizer keeps has their shapes.
+    # Parameters first: the optimizer's arrays have the same shapes.
     for name in sorted(stored.keys() | wanted.keys(), key=lambda name: (not name.startswith("params."), name)):
         if stored.get(name) != wanted.get(name):
             there, here = (
@@ -230,6 +233,6 @@ def _require_same(stored: dict, wanted: dict, where: pathlib.Path) -> None:
                 for entry in (stored.get(name), wanted.get(name))
             )
             raise _OtherStateError(
-                f"the checkpoint {where} is of another model or optimizer: {name} is {there} there, and {here} in this "
-                "run: choose another --workdir"
+                f"the checkpoint {where} belongs to another model or optimizer: {name} is {there} in the checkpoint, "
+                f"but {here} in this run. Choose another --workdir"
             )

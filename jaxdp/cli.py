@@ -1,4 +1,4 @@
-"""The command line that the commands share: flags to a checked config, and one message for a mistake in them."""
+"""The command line of training and evaluation: parses flags into a checked config and reports each error once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DEFAULT_CONFIG = "configs/digits.py"
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """A command line, checked.
+    """A checked command line.
 
     Attributes:
-      workdir: of the run.
-      config: None for commands that take it from the workdir.
-      stop_at_step: None to go on to the end.
-      profile_steps: the first and the last step to record; None for none.
-      explain: say what the config would do, in place of doing it.
+      workdir: the run's folder.
+      config: the config; None for commands that read it from the workdir.
+      stop_at_step: the step after which the job saves and ends; None trains to the end of the run.
+      profile_steps: the first and the last step to profile; None disables the profiler.
+      explain: describe what the config would do instead of training.
     """
 
     workdir: pathlib.Path
@@ -39,17 +39,17 @@ class Arguments:
 
 
 def parse_train(argv: list[str]) -> Arguments:
-    """--config, --config.SETTING, --workdir, --stop_at_step, --profile_steps and --explain.
+    """Parses --config, --config.SETTING, --workdir, --stop_at_step, --profile_steps and --explain.
 
     Raises:
-      ValueError: a flag or a setting that is not there or has a wrong value.
+      ValueError: a flag or a setting is unknown or has an invalid value, or the config file does not exist or fails.
     """
     path, rest = _config_path(argv[1:])
-    # ml_collections wants the config before its settings.
+    # ml_collections needs --config before the flags that override its settings.
     argv = [argv[0], f"--config={path}", *rest]
-    # A config may take an argument after a colon.
+    # The path of a config may be followed by a colon and an argument for it.
     if not pathlib.Path(path.split(":")[0]).is_file():
-        raise ValueError(f"there is no config {path}: give the path of a config file, as --config=configs/digits.py")
+        raise ValueError(f"there is no config {path}: give the path of a config file, e.g. --config=configs/digits.py")
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
@@ -66,16 +66,16 @@ def parse_train(argv: list[str]) -> Arguments:
 
 
 def parse_evaluate(argv: list[str]) -> Arguments:
-    """--workdir.
+    """Parses --workdir.
 
     Raises:
-      ValueError: it is missing, or there is another flag.
+      ValueError: --workdir is missing, or another flag is given.
     """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     _parse(values, argv, "")
     if values.workdir is None:
-        raise ValueError("which run to evaluate is not said: give its folder, as --workdir=runs/digits")
+        raise ValueError("no run given: pass its folder, e.g. --workdir=runs/digits")
     return Arguments(pathlib.Path(values.workdir))
 
 
@@ -86,13 +86,13 @@ def main(
 ) -> None:
     """Runs a command on every rank.
 
-    MPI comes first and costs a tenth of a second: with it, a mistake is told once for all ranks, and no rank
-    waits for one that has left.
+    MPI is initialised first, which takes a tenth of a second. With MPI, a usage error is reported once for all ranks,
+    and no rank waits for a rank that has exited.
 
     Args:
-      usage: for --help.
-      parse: the command line to arguments; raises ValueError.
-      work: the command.
+      usage: the text that --help prints.
+      parse: parses the command line into arguments; raises ValueError for a usage error.
+      work: the command itself.
     """
 
     def job(of_world: world.World) -> None:
@@ -113,7 +113,7 @@ def main(
                     difference = first.config.difference(arguments.config)
                 raise ValueError(
                     "all ranks need the same command line and config: "
-                    + (f"{difference}, there being rank 0" if difference else f"{first} on rank 0, {arguments} here")
+                    + (f"{difference} (reference: rank 0)" if difference else f"{first} on rank 0, {arguments} here")
                 )
         deterministic = arguments.config is not None and arguments.config.deterministic
         compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus, deterministic=deterministic)
@@ -126,17 +126,15 @@ def _parse(values: flags.FlagValues, argv: list[str], path: str) -> None:
     try:
         rest = values(argv)
     except flags.Error as error:
-        raise ValueError(f"the command line cannot be understood: {error}: see --help") from None
+        raise ValueError(f"invalid command line: {error} (see --help)") from None
     except (AttributeError, KeyError) as error:
         raise ValueError(
             f"{_overridden(argv, _one_line(error))} is not a setting of {path}: {_one_line(error)}"
         ) from None
-    except Exception as error:  # A config is a program: it may fail in any way.
+    except Exception as error:  # A config file is a program, so it may raise any exception.
         raise ValueError(f"the config {path} cannot be run: {type(error).__name__}: {_one_line(error)}") from None
     if len(rest) > 1:
-        raise ValueError(
-            f"the command line cannot be understood: {rest[1]!r} is not a flag: those begin with --, see --help"
-        )
+        raise ValueError(f"invalid command line: {rest[1]!r} is not a flag; flags begin with -- (see --help)")
 
 
 def _window(text: str | None) -> tuple[int, int] | None:
@@ -144,12 +142,12 @@ def _window(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--profile_steps is the first and the last step to record, as 100:110, not {text!r}")
+        raise ValueError(f"--profile_steps must be the first and the last step to record, e.g. 100:110, not {text!r}")
     return int(found[1]), int(found[2])
 
 
 def _config_path(words: list[str]) -> tuple[str, list[str]]:
-    """The config that the command line names, or the default one, and the other words."""
+    """Splits the command line into the path of the config, or the default path, and the remaining words."""
     for index, word in enumerate(words):
         if word.startswith("--config="):
             return word.removeprefix("--config="), words[:index] + words[index + 1 :]
@@ -159,14 +157,14 @@ def _config_path(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _overridden(argv: list[str], text: str) -> str:
-    """The setting whose last part the library quotes in its message."""
+    """Finds the overridden setting whose last part the error message of ml_collections quotes."""
     names = [word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--config.")]
     quoted = [name for name in names if f"'{name.split('.')[-1]}'" in text.replace('"', "'")]
-    return quoted[0] if quoted else "an attribute in it"
+    return quoted[0] if quoted else "an attribute used in it"
 
 
 def _one_line(error: BaseException) -> str:
-    """The message without the quotes and escapes in which a KeyError wraps it."""
+    """The message of an error on one line, without the quotes and escapes that a KeyError adds."""
     text: Any = error
     while isinstance(text, (AttributeError, KeyError)) and text.args:
         text = text.args[0]

@@ -1,4 +1,4 @@
-"""Every private or version-fragile touch of the C library, JAX and mpi4jax."""
+"""All uses of private or version-dependent APIs of libc, JAX, mpi4jax, Orbax and TFDS."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ _M_ARENA_MAX = -8
 _LARGEST_INT = 2**31 - 1
 
 
-# GPUs then take no operation whose sums may be in any order, and the same algorithms in every run, not whichever is the
-# fastest in a trial (openxla.org, "Determinism (GPU)").
+# Excludes GPU operations that may sum in any order, and uses the same algorithms in every run instead of those that are
+# the fastest in a trial (openxla.org, "Determinism (GPU)").
 _DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 
 
 def keep_memory(*, arenas: int) -> None:
-    """Has the C library keep what is freed, as page faults on fresh buffers make large transfers twice as slow.
+    """Makes the C library keep freed memory, because page faults on fresh buffers make large transfers twice as slow.
 
-    Before there is any thread but this one, which settles the number of arenas.
+    Must be called before any other thread starts: the number of arenas cannot change afterwards.
 
     Args:
-      arenas: that all threads share. As many as the C library takes by itself (8 a core) grow with every thread that
-        has ever saved a checkpoint; with fewer than threads that run, compiling takes 1.7 times as long.
+      arenas: number of malloc arenas that all threads share. With the C library's default (8 per core), memory grows
+        with every thread that has ever saved a checkpoint. With fewer arenas than running threads, compilation takes
+        1.7 times as long.
     """
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
@@ -48,20 +49,20 @@ def keep_memory(*, arenas: int) -> None:
 
 
 def give_memory_back() -> None:
-    """Returns what is free to the system, as no allocation of a step needs what a save has used."""
+    """Returns free memory to the system, because training steps do not need the memory that a save has used."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
 def prepare_process(*, threads: int, gpus: Share, deterministic: bool = False) -> None:
-    """Settings of the process that work only before JAX opens its back ends: number of threads, and GPUs.
+    """Applies process settings that only work before JAX opens its back ends: number of threads, and GPUs.
 
-    XLA takes the size of its CPU thread pools from NPROC (its default is every core the process may use).
+    XLA takes the size of its CPU thread pools from NPROC (default: every core that the process may use).
 
     Args:
-      threads: on CPUs.
-      gpus: that it takes.
-      deterministic: whether these are to give the same bits in every run.
+      threads: number of CPU threads.
+      gpus: GPUs that this process uses.
+      deterministic: whether GPUs must give the same bits in every run.
     """
     os.environ["NPROC"] = str(threads)
     if deterministic:
@@ -69,24 +70,24 @@ def prepare_process(*, threads: int, gpus: Share, deterministic: bool = False) -
     if gpus.names:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus.names)
     if gpus.ranks > 1:
-        # JAX takes three quarters of a GPU's memory unless told otherwise.
+        # By default JAX takes three quarters of a GPU's memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / gpus.ranks:.3f}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
 def back_ends_are_open() -> bool:
-    """Whether JAX has looked for devices: it is too late for settings of the process then."""
+    """Whether JAX has opened its back ends, so that process settings no longer take effect."""
     from jax._src import xla_bridge
 
     return xla_bridge.backends_are_initialized()
 
 
 def use_compilation_cache(*, rank: int, size: int) -> None:
-    """Keeps compiled programs in the user's cache folder (JAXDP_CACHE_DIR, else ~/.cache/jaxdp).
+    """Caches compiled programs in the user's cache folder (JAXDP_CACHE_DIR, else ~/.cache/jaxdp).
 
-    The fused step holds this rank's own messages, so each rank has its programs to itself, and no two
-    ranks write one file. XLA compiles for the features of the CPU and for the number of threads, which its
-    own key leaves out: they are in the name of the folder.
+    The fused step contains this rank's messages, so each rank has its own cache folder and no two ranks write the same
+    file. XLA compiles for the CPU's features and the number of threads, but its cache key leaves both out. A hash of
+    them is therefore part of the folder's name.
     """
     import jax
 
@@ -99,7 +100,7 @@ def use_compilation_cache(*, rank: int, size: int) -> None:
 
 
 def initialize_distributed() -> None:
-    """Has JAX connect all ranks of MPI_COMM_WORLD: they share one mesh from then on. Before any use of a device."""
+    """Connects all ranks of MPI_COMM_WORLD in JAX, so that they share one mesh. Must precede any use of a device."""
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -108,10 +109,10 @@ def initialize_distributed() -> None:
 
 @contextlib.contextmanager
 def orbax_alone() -> Iterator[None]:
-    """Orbax in this process alone, whatever number of processes JAX knows of (the engine xla).
+    """Context in which Orbax runs in this process alone, however many processes JAX knows of (engine xla).
 
-    Its own option for that, active_processes, is heeded by its barriers, but not by its comparison of directories
-    (orbax-checkpoint 0.12), which would wait for all ranks for ever.
+    Orbax has an option for this, active_processes, and its barriers respect it. Its comparison of directories does not
+    (orbax-checkpoint 0.12) and would wait forever for all ranks.
     """
     import absl.logging
     from orbax.checkpoint import v1 as ocp
@@ -120,7 +121,7 @@ def orbax_alone() -> Iterator[None]:
 
     for module in (before_v1, multihost):
         module.process_count = _one
-    # Its threads log what they raise, each with a traceback; it comes out of a save's result too.
+    # Orbax's threads log their exceptions with tracebacks; the result of the save raises the same exceptions.
     absl.logging.set_verbosity(absl.logging.FATAL)
     _ignore_late_writes()
     context = ocp.Context()
@@ -136,7 +137,7 @@ def _one() -> int:
 
 @functools.cache
 def _ignore_late_writes() -> None:
-    """Has nothing said of writes of TensorStore's threads that end after the save that they were part of has failed."""
+    """Silences errors from TensorStore threads that outlive a failed save."""
     tell = sys.unraisablehook
 
     def tell_others(found: sys.UnraisableHookArgs) -> None:
@@ -147,7 +148,7 @@ def _ignore_late_writes() -> None:
 
 
 def import_tfds() -> ModuleType:
-    """TensorFlow Datasets without TensorFlow, and without its progress bars and its advice on OpenCV."""
+    """Imports TensorFlow Datasets without TensorFlow, and disables its progress bars and its advice on OpenCV."""
     import absl.logging
     import tensorflow_datasets as tfds
 
@@ -157,14 +158,14 @@ def import_tfds() -> ModuleType:
 
 
 def data_folder(given: str | pathlib.Path | None) -> pathlib.Path:
-    """Where data sets are: the folder given, or TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
+    """Returns the folder of the data sets: the given one, or TFDS's (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
     return pathlib.Path(given or import_tfds().core.constants.DATA_DIR).expanduser()
 
 
 def prepared_builder(name: str, folder: pathlib.Path) -> Any | None:
-    """TFDS's builder of a data set in this folder, None if it is not there.
+    """Returns TFDS's builder of a data set prepared in this folder, or None if the data set is missing.
 
-    Of any version, as far as none is named: by itself TFDS looks for that of its own code alone.
+    Finds any prepared version unless one is named; TFDS alone only looks for the version in its own code.
     """
     tfds = import_tfds()
     version = {} if ":" in name else {"version": "*.*.*"}
@@ -176,7 +177,7 @@ def prepared_builder(name: str, folder: pathlib.Path) -> Any | None:
 
 
 def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:
-    """mpi4jax's sum over a communicator, by MPI_Allreduce, in jit on one device."""
+    """Sums an array over a communicator with mpi4jax (MPI_Allreduce), in jit on one device."""
     import mpi4jax
     from mpi4py import MPI
 
@@ -184,21 +185,21 @@ def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:
 
 
 def send(payload: jax.Array, *, dest: int, comm: MPI.Intracomm) -> None:
-    """mpi4jax's blocking send, in jit on one device."""
+    """Sends an array with mpi4jax (blocking), in jit on one device."""
     import mpi4jax
 
     mpi4jax.send(payload, dest=dest, comm=comm)
 
 
 def recv(like: jax.Array, *, source: int, comm: MPI.Intracomm) -> jax.Array:
-    """mpi4jax's blocking receive of an array like this one, in jit on one device."""
+    """Receives an array of the shape and dtype of `like` with mpi4jax (blocking), in jit on one device."""
     import mpi4jax
 
     return mpi4jax.recv(like, source=source, comm=comm)
 
 
 def sendrecv(payload: jax.Array, like: jax.Array, *, source: int, dest: int, comm: MPI.Intracomm) -> jax.Array:
-    """mpi4jax's blocking exchange, in jit on one device: sends the payload, receives an array like `like`."""
+    """Sends `payload` and receives an array like `like` with mpi4jax (blocking), in jit on one device."""
     import mpi4jax
 
     return mpi4jax.sendrecv(payload, like, source=source, dest=dest, comm=comm)

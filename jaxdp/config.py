@@ -1,4 +1,4 @@
-"""What a config may say: its settings and their types, checked."""
+"""The settings of a config, with their types and checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxdp.settings import Rule, build, flattened
 
 ENGINES = ("native", "mpi4jax", "xla")
 
-# A run may go on with other values of these: none of them changes what is trained, but for the rounding of sums.
+# Settings that may change when a run is resumed. They do not affect the result, except for floating-point rounding.
 MAY_CHANGE = (
     "allreduce",
     "checkpoint",
@@ -32,28 +32,28 @@ MAY_CHANGE = (
 )
 
 _ABOVE_0 = Rule(lambda number: 0 < number < math.inf, "{path} must be a number above 0, not {value}")
-_NOT_BELOW_0 = Rule(lambda number: 0 <= number < math.inf, "{path} must be a number of 0 or more, not {value}")
-_BELOW_1 = Rule(lambda number: 0 <= number < 1, "{path} must be in 0..1, without 1, not {value}")
+_NOT_BELOW_0 = Rule(lambda number: 0 <= number < math.inf, "{path} must be 0 or more, not {value}")
+_BELOW_1 = Rule(lambda number: 0 <= number < 1, "{path} must be at least 0 and below 1, not {value}")
 _BOUNDARIES = Rule(
     lambda steps: list(steps) == sorted(set(steps)) and all(step > 0 for step in steps),
-    "{path} are numbers above 0, the smaller ones first, not {value}",
+    "{path} must be increasing numbers above 0, not {value}",
 )
 
 
 def _one_of(*known: str) -> Rule:
-    return Rule(lambda name: name in known, f"{{path}} is {{value!r}}, known are {', '.join(known)}")
+    return Rule(lambda name: name in known, f"{{path}} must be one of {', '.join(known)}, not {{value!r}}")
 
 
 def _interval(most: float, rule: str) -> Rule:
     def holds(values: tuple[float, ...]) -> bool:
         return len(values) == 2 and 0 < values[0] <= values[1] <= most
 
-    return Rule(holds, f"{{path}} is two numbers {rule}, the smaller one first, not {{value}}")
+    return Rule(holds, f"{{path}} must be two numbers {rule}, the smaller one first, not {{value}}")
 
 
 _MODEL = Rule(
     lambda name: name in MODELS or ":" in name,
-    f"{{path}} is {{value!r}}, known are {', '.join(MODELS)}; a model of your own is 'package.module:Name'",
+    f"{{path}} must be one of {', '.join(MODELS)}, or your own model as 'package.module:Name', not {{value!r}}",
 )
 
 Count = Annotated[int, _ABOVE_0]
@@ -64,26 +64,33 @@ BelowOne = Annotated[float, _BELOW_1]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The data set and its way to the devices.
+    """The data set, and how its images reach the devices.
 
     Attributes:
-      name: of a TFDS image classification set prepared as array_record; "digits"; "synthetic:TRAIN:TEST:SIZE:CLASSES"
-        for noise; or `package.module:function` of one of your own, see `source.of_examples`.
-      dir: the folder with the prepared sets; None for TFDS's own (TFDS_DATA_DIR, else ~/tensorflow_datasets).
-      train_split, test_split: names of the splits to train on and to evaluate on.
-      mean, std: of the pixels in 0..1, one value or one a channel; images are normalised with them.
-      storage: of images in memory: "pixels", or "encoded" for their files, decoded when they are needed; then "resized"
-        crops are cut on the host out of images as they are in the set.
-      stored_size: height and width of images in memory, or decoded: the shorter side is resized, the middle cut out;
-        None for images as they are in the set, which must all have one size.
-      image_size, crop, crop_padding, crop_area, crop_ratio, flip, augment: what the model sees of them, see
-        `Augmentation`.
-      shuffle: "global", a permutation of all examples every epoch, or "partition", see `Partitions`.
-      partitions: their number ("partition" only).
-      exchange_every: epochs from one exchange of the partitions to the next.
-      groups: of nodes, each of which holds the whole training split and exchanges rows inside only.
-      exchange_steps: steps whose rows cross between the nodes in one exchange.
-      prefetch: batches that are on the devices ahead of the step.
+      name: a TFDS image classification set prepared as array_record; "digits"; "synthetic:TRAIN:TEST:SIZE:CLASSES" for
+        noise; or `package.module:function` for your own data set, see `source.of_examples`.
+      dir: the folder with the prepared sets; None uses the default of TFDS (TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      train_split, test_split: names of the splits for training and for evaluation.
+      mean, std: mean and standard deviation used to normalise pixels in 0..1, as one value or one per channel.
+      storage: how images are held in memory: as "pixels", or "encoded" as image files, which are decoded when a batch
+        is built. With "encoded", "resized" crops are cut on the host from images of the original size.
+      stored_size: height and width of images in memory, or once decoded: the shorter side is resized to it and the
+        middle is cut out. None keeps the images as they are in the set; they must then all have the same size.
+      image_size: height and width of the model's input; None keeps the stored size.
+      crop: how training images are cropped: "none", "padded" or "resized", see `Augmentation`.
+      crop_padding: margin of zeros around the image for "padded" crops, in pixels.
+      crop_area: range of the area of "resized" crops, as a fraction of the image's area.
+      crop_ratio: range of the aspect ratio of "resized" crops, width over height.
+      flip: mirror half of the training images.
+      augment: your own augmentation as `package.module:function`, applied to each training image after cropping and
+        flipping, see `Augmentation`; None for none.
+      shuffle: "global" permutes all examples every epoch; "partition" shuffles within partitions, see `Partitions`.
+      partitions: number of partitions ("partition" only).
+      exchange_every: epochs between exchanges of rows among the partitions ("partition" only).
+      groups: number of groups that the nodes are divided into. Each group holds the full training split, and rows move
+        within a group only.
+      exchange_steps: number of steps whose rows are moved between nodes in one exchange.
+      prefetch: number of batches that are moved to the devices ahead of the current step.
     """
 
     name: str
@@ -111,9 +118,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network: its name in the table of models, or `package.module:Name` of one of your own.
+    """The network.
 
-    All further settings go to the model as they are.
+    Attributes:
+      name: a name in the table of models, or `package.module:Name` for your own model.
+      options: all further settings of the group, passed to the model unchanged.
     """
 
     name: Annotated[str, _MODEL]
@@ -126,13 +135,15 @@ class OptimizerConfig:
 
     Attributes:
       name: "lars", "sgd" or "adamw".
-      momentum: of the velocity ("lars" and "sgd").
-      nesterov: Nesterov's form of it ("sgd" only).
-      weight_decay: of kernels; for "adamw" decoupled, as a part of the rate.
-      trust_coefficient: eta of LARS ("lars" only).
-      beta1, beta2, epsilon: of the moments ("adamw" only).
-      vectors_too: decay (and scale, in LARS) biases and normalisation as well as kernels.
-      clip_norm: gradients whose norm over all parameters is larger are scaled down to it; None for no clipping.
+      momentum: momentum coefficient of the velocity ("lars" and "sgd").
+      nesterov: use Nesterov momentum ("sgd" only).
+      weight_decay: weight decay coefficient of the kernels; for "adamw" decoupled, and multiplied by the learning rate.
+      trust_coefficient: trust coefficient eta of LARS ("lars" only).
+      beta1, beta2: decay rates of the first and second moments ("adamw" only).
+      epsilon: constant added to the denominator of the update ("adamw" only).
+      vectors_too: also apply weight decay, and LARS scaling, to biases and normalisation parameters.
+      clip_norm: the gradient is scaled down to this norm, over all parameters, if its norm is larger; None disables
+        clipping.
     """
 
     name: Annotated[str, _one_of("adamw", "lars", "sgd")]
@@ -152,16 +163,16 @@ class ScheduleConfig:
     """The learning rate.
 
     Attributes:
-      base_rate: the peak rate at `base_batch_size`; it is scaled in proportion to the global batch.
-      base_batch_size: see there.
+      base_rate: the peak rate at `base_batch_size`; the peak rate is proportional to the global batch size.
+      base_batch_size: the batch size at which `base_rate` applies.
       warmup_epochs, warmup_steps: length of the linear warmup.
-      warmup_init_rate: where it starts.
-      decay: from the end of the warmup on: "cosine" or "polynomial" to the end of the run, "step" at boundaries, or
-        "constant".
-      power: of the polynomial.
-      end_rate: where cosine and polynomial end.
-      boundaries_epochs, boundaries_steps: at which "step" multiplies the rate by `factor`, counted from the start.
-      factor: see there.
+      warmup_init_rate: the rate at the start of the warmup.
+      decay: how the rate falls after the warmup: "cosine" or "polynomial" until the end of the run, "step" at the
+        boundaries, or "constant".
+      power: exponent of the "polynomial" decay.
+      end_rate: final rate of the "cosine" and "polynomial" decay.
+      boundaries_epochs, boundaries_steps: where "step" lowers the rate, counted from the start of the run.
+      factor: the rate is multiplied by this at each boundary ("step" only).
     """
 
     base_rate: Positive
@@ -179,21 +190,23 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AllreduceConfig:
-    """How gradients cross between ranks.
+    """How gradients are summed over the ranks.
 
     Attributes:
-      engine: what runs the algorithms: "native", all buckets at once beside the backward pass, or "mpi4jax", one after
-        the other behind it; or "xla" for JAX's own collectives (gloo between CPUs, NCCL between GPUs), to which only
-        `bucket_bytes` applies.
-      algorithm: a name in the table of algorithms, "mpi" for the MPI library's own, or "auto" for the one that
-        measurements at the start of the job find best; it is kept as long as the run goes on with as many ranks.
-      colors, arity: of the multi-color trees; None to choose by the number of ranks.
-      inner, outer: the algorithms of a hierarchical allreduce, inside nodes and between them.
-      ranks_per_node: of a hierarchical allreduce; None for as many as there are on this one.
-      segment_bytes: the size of the pieces in which chunks go through the pipeline; "auto" chooses it too.
-      wire: what float32 values are rounded to when they are sent: "bfloat16", "float16", or "float32" as they are.
-        Sums are in float32 whatever it is.
-      bucket_bytes: with which a bucket of gradients, which one allreduce sums, is closed.
+      engine: what runs the algorithms. "native" runs all buckets concurrently and overlaps them with the backward pass;
+        "mpi4jax" runs one bucket after another once the backward pass is done. "xla" uses JAX's own collectives (gloo
+        between CPUs, NCCL between GPUs); only `bucket_bytes` applies to them.
+      algorithm: a name in the table of algorithms, "mpi" for the MPI library's own allreduce, or "auto" for the fastest
+        one in measurements at the start of the job. A run keeps the choice of "auto" while the number of ranks stays
+        the same.
+      colors, arity: number of trees of the multi-color allreduce, and of children per rank in a tree; None chooses
+        them by the number of ranks.
+      inner, outer: the algorithms of a hierarchical allreduce within nodes and between nodes.
+      ranks_per_node: for hierarchical allreduces; None uses the number of ranks on this node.
+      segment_bytes: size of the segments into which chunks are cut for pipelining; "auto" chooses it too.
+      wire: the type that float32 values are rounded to before they are sent: "bfloat16", "float16", or "float32" for no
+        rounding. Sums are always computed in float32.
+      bucket_bytes: target size of a gradient bucket; each bucket is summed by one allreduce.
     """
 
     engine: Annotated[str, _one_of(*ENGINES)]
@@ -213,9 +226,10 @@ class CheckpointConfig:
     """How often the state is saved.
 
     Attributes:
-      every_epochs, every_steps: how often.
-      keep: how many of the last saves are kept.
-      keep_best: how many more are, those with the best accuracy on the test split; None for none.
+      every_epochs, every_steps: interval between checkpoints.
+      keep: number of latest checkpoints that are kept.
+      keep_best: number of further checkpoints that are kept, those with the best accuracy on the test split; None keeps
+        no further ones.
     """
 
     every_epochs: Positive
@@ -226,13 +240,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SafetyConfig:
-    """What watches over a run.
+    """Checks on a run while it trains.
 
     Attributes:
-      compare_every_steps: how often all replicas of the state are compared; they are before every save too.
-      on_divergence: what to do if they differ: "abort", or "dump" all of them into the workdir first.
-      watchdog_seconds: a job in which nothing has moved on any rank for so long is ended, ten times as long while
-        programs are compiled; None for never.
+      compare_every_steps: interval, in steps, at which all replicas of the state are compared. They are also compared
+        before every save.
+      on_divergence: what to do if replicas differ: "abort", or "dump" all of them into the workdir and abort.
+      watchdog_seconds: the job ends if no rank makes progress for this long, or for ten times as long during
+        compilation; None disables the watchdog.
     """
 
     compare_every_steps: Count
@@ -242,13 +257,15 @@ class SafetyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig:
-    """What the run is made for; for --explain alone, a job runs on whatever it is started on.
+    """The cluster that the run is meant for. Only --explain uses it; a job runs on whatever it is started on.
 
     Attributes:
-      nodes, ranks_per_node, devices_per_rank: how many.
-      link_gbit: Gbit/s of a rank's link in each direction.
-      latency_us: microseconds that a message costs.
-      images_per_second: of a rank that trains by itself.
+      nodes: number of nodes.
+      ranks_per_node: number of ranks on each node.
+      devices_per_rank: number of JAX devices of each rank.
+      link_gbit: bandwidth of each rank's link in each direction, in Gbit/s.
+      latency_us: latency of a message, in microseconds.
+      images_per_second: training throughput of a single rank without communication.
     """
 
     nodes: Count
@@ -261,29 +278,31 @@ class ClusterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run.
+    """The settings of a run.
 
-    Durations are in epochs; where the same one in steps is set too, that counts in its place.
+    Durations are in epochs. Most also have a version in steps, which takes precedence if set.
 
     Attributes:
-      seed: of parameters and of the order of the data.
-      deterministic: whether GPUs, too, give the same bits in every run, with slower operations in places; CPUs do, with
-        the same number of threads a rank.
-      init_from: whose parameters and batch statistics to begin with: a workdir, a checkpoint in one, or a file of
-        `numpy.savez` with an array for each name that --explain lists; None for random ones.
-      init_skip: the first parts of the names of what begins with random values even so, as "head".
-      batch_size: the global batch, over all ranks.
-      microbatches: parts of a device's batch that it goes through one after the other, to need less memory: gradients
-        add up to those of the whole; batch statistics are those of a part.
+      seed: random seed of the initial parameters, the order of the data and augmentation.
+      deterministic: make GPU runs bit-reproducible, at the cost of slower operations in places. CPU runs always are,
+        given the same number of threads per rank.
+      init_from: where to load the initial parameters and batch statistics from: a workdir, a checkpoint in a workdir,
+        or a `numpy.savez` file with an array for each name that --explain lists; None for random initial values.
+      init_skip: name prefixes of arrays that are not loaded from `init_from`, e.g. "head" for "head.kernel".
+      batch_size: global batch size, over all ranks.
+      microbatches: number of parts into which each device's batch is split. They run one after another to save memory.
+        Gradients add up to those of the whole batch; batch statistics are computed over each part.
       epochs, steps: length of the run.
-      eval_every_epochs, eval_every_steps: how often the test split is evaluated.
-      log_every_steps: how often a line of metrics is written.
-      norms_every_steps: how often one with the norms of every array is, and of its trust ratio; None for never.
-      label_smoothing: the share of the target that is spread evenly over all classes, in training.
-      batch_statistics: in training those of the "device", of the examples that it sees, as in the papers; or of the
-        "world", of the whole global batch (of all ranks' parts of a microbatch), which costs two messages a layer.
-      average_decay: of the running mean of the parameters, which is evaluated in their place; None for none.
-      stop_after_skipped_steps: steps whose gradient is not finite change nothing; so many in a row end the job.
+      eval_every_epochs, eval_every_steps: interval between evaluations of the test split.
+      log_every_steps: interval, in steps, at which a line of metrics is written.
+      norms_every_steps: interval, in steps, at which per-array norms and trust ratios are written; None disables it.
+      label_smoothing: share of the target that is spread evenly over all classes, in training.
+      batch_statistics: what batch statistics are computed over in training: the examples of each "device", as in the
+        papers, or the "world", which is the global batch (all ranks' parts of a microbatch). "world" costs two messages
+        per layer.
+      average_decay: decay of the running mean of the parameters, which evaluations use instead of the parameters; None
+        keeps no mean.
+      stop_after_skipped_steps: steps with a non-finite gradient are skipped; the job ends after this many in a row.
     """
 
     seed: Annotated[int, _NOT_BELOW_0]
@@ -313,7 +332,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        """The checked config of these nested settings.
+        """Checks nested settings and returns their config.
 
         Raises:
           ValueError: a setting is missing, unknown, of the wrong type or out of range.
@@ -323,17 +342,17 @@ class Config:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """The nested settings that make this config again; JSON can hold them."""
+        """The nested settings as plain values for JSON; `from_dict` restores the config from them."""
         settings = dataclasses.asdict(self)
         settings["model"] |= settings["model"].pop("options")
         return settings
 
     def difference(self, other: Config, *, free: Collection[str] = ()) -> str | None:
-        """The first setting that is not the same in two configs, in words; None if there is none.
+        """Describes the first setting, by name, that differs between two configs; None if all agree.
 
         Args:
-          other: the config that is "here", this one being "there".
-          free: settings, or groups of them, that may differ.
+          other: the config that the text calls "here"; this config is "there".
+          free: settings, or groups of settings, that may differ.
         """
         there, here = (flattened(config.to_dict()) for config in (self, other))
         for name in sorted(there.keys() | here.keys()):
@@ -343,39 +362,39 @@ class Config:
 
 
 def _check(config: Config) -> None:
-    """What several settings must be together."""
+    """Checks that the settings fit together."""
     if config.optimizer.nesterov and config.optimizer.name != "sgd":
         raise ValueError(
             f"{config.optimizer.name.upper()} has no Nesterov form: set config.optimizer.nesterov to False"
         )
     if config.allreduce.wire != "float32" and config.allreduce.algorithm == MPI:
         raise ValueError(
-            "the MPI library's own allreduce sends what it sums: "
-            f"config.allreduce.wire {config.allreduce.wire!r} needs another config.allreduce.algorithm than 'mpi'"
+            "the MPI library's allreduce cannot send rounded values: "
+            f"config.allreduce.wire {config.allreduce.wire!r} needs a config.allreduce.algorithm other than 'mpi'"
         )
     if config.allreduce.wire != "float32" and config.allreduce.engine == "xla":
         raise ValueError(
-            f"JAX's own collectives send what they sum: config.allreduce.wire {config.allreduce.wire!r} needs "
+            f"JAX's collectives cannot send rounded values: config.allreduce.wire {config.allreduce.wire!r} needs "
             "config.allreduce.engine 'native' or 'mpi4jax'"
         )
     if config.data.shuffle == "partition":
         if config.data.storage == "encoded":
             raise ValueError(
-                "partitions exchange rows of one size, which files are not: config.data.shuffle 'partition' needs "
-                "config.data.storage 'pixels'"
+                "partitions exchange rows of equal size, but encoded images differ in size: config.data.shuffle "
+                "'partition' needs config.data.storage 'pixels'"
             )
         if config.data.partitions is None:
             raise ValueError(
-                "config.data.shuffle 'partition' needs config.data.partitions: best the number of nodes, as then rows "
-                "cross in exchanges of the partitions only"
+                "config.data.shuffle 'partition' needs config.data.partitions: set it, ideally to the number of nodes, "
+                "so that rows move between nodes only when partitions exchange them"
             )
         if config.data.partitions > config.batch_size:
             raise ValueError(
-                f"every partition gives a part of each batch: config.data.partitions is {config.data.partitions}, "
-                f"config.batch_size {config.batch_size}: set it to that or less"
+                f"every partition contributes to each batch: config.data.partitions is {config.data.partitions}, but "
+                f"config.batch_size {config.batch_size}: set config.data.partitions to the batch size or less"
             )
     if not config.data.mean or len(config.data.mean) != len(config.data.std) or min(config.data.std) <= 0:
         raise ValueError(
-            f"config.data.mean and std need as many values as one another, std above 0: they are {config.data.mean} "
-            f"and {config.data.std}"
+            "config.data.mean and config.data.std must have the same length, and std must be above 0: they are "
+            f"{config.data.mean} and {config.data.std}"
         )

@@ -1,11 +1,11 @@
-"""Looks whether training can run here, alone or under mpirun: what is there, what does not fit, and what to do.
+"""Checks whether training can run here, alone or under mpirun, and says how to fix each problem.
 
   python -m jaxdp.doctor
   mpirun -n 4 python -m jaxdp.doctor --workdir=runs
 
---workdir=FOLDER  where runs are to be written (default: runs)
+--workdir=FOLDER  the folder in which runs will be saved (default: runs)
 
-Ends with "ready" and code 0, or with a list of what to do and code 2. What is only a warning leaves it ready.
+Ends with "ready" and exit code 0, or with a to-do list and exit code 2. Warnings do not prevent "ready".
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _THREAD_LEVELS = {0: "single", 1: "funneled", 2: "serialized", 3: "multiple"}
 
 
 class Findings:
-    """What there is to say: rank 0 prints it as it comes.
+    """Collects what was found; rank 0 prints each finding at once.
 
     Args:
-      world: all ranks, which find everything together.
+      world: all ranks, which run each check together.
     """
 
     def __init__(self, world: World):
@@ -39,21 +39,21 @@ class Findings:
         self.to_do: list[str] = []
 
     def tell(self, name: str, text: str) -> None:
-        """A line about something."""
+        """Prints a line about a checked item."""
         if self._world.is_root:
             print(f"  {name:20}{text}", flush=True)
 
     def warn(self, text: str) -> None:
-        """Something that is not as it should be, with which training still works."""
+        """Prints a problem with which training still works."""
         self.tell("  warning", text)
 
     def need(self, text: str) -> None:
-        """Something without which it does not."""
+        """Prints a problem that prevents training, and adds it to the to-do list."""
         self.to_do.append(text)
         self.tell("  ERROR", text)
 
     def same(self, name: str, value: Any, remedy: str) -> None:
-        """Something that must be the same on all ranks."""
+        """Prints a value, and checks that it is the same on all ranks."""
         self.tell(name, str(value))
         difference = self._world.difference(value)
         if difference is not None:
@@ -61,7 +61,7 @@ class Findings:
 
 
 def examine(words: Sequence[str], world: World) -> None:
-    """The command, on every rank."""
+    """Runs the command; called on every rank."""
     parser = parse.Parser("jaxdp.doctor", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"), help="default %(default)s")
@@ -101,27 +101,27 @@ def _span(ranks: list[int]) -> str:
 def _mpi(found: Findings) -> None:
     from mpi4py import MPI
 
-    # The world has refused any lower one.
+    # World has already refused any level that is too low.
     found.tell("MPI threads", _THREAD_LEVELS[MPI.Query_thread()])
 
 
 def _cores(found: Findings, world: World) -> None:
     cores = world.allgather((world.leaders[world.rank], frozenset(os.sched_getaffinity(0)), world.threads))
     threads = sorted({of_rank[2] for of_rank in cores})
-    found.tell("cores", " to ".join(map(str, dict.fromkeys((threads[0], threads[-1])))) + " a rank")
+    found.tell("cores", " to ".join(map(str, dict.fromkeys((threads[0], threads[-1])))) + " per rank")
     found.tell("CPU", preflight.cpu())
     if difference := world.difference(preflight.cpu()):
-        found.warn(f"CPUs differ, and the slowest sets the pace: {difference}")
+        found.warn(f"CPU models differ, and the slowest sets the pace: {difference}")
     for leader in sorted({*world.leaders}):
         here = [mine for of_leader, mine, _ in cores if of_leader == leader]
         together = frozenset().union(*here)
         if len(here) > 1 and len(together) == 1:
             found.need(
-                f"all {len(here)} ranks of a host, from rank {leader} on, are bound to its core {min(together)}: start "
-                "them with `mpirun --bind-to none` (Slurm: --cpu-bind=none), or bind each to cores of its own"
+                f"all {len(here)} ranks on the host of rank {leader} are bound to core {min(together)}: start them "
+                "with `mpirun --bind-to none` (Slurm: --cpu-bind=none), or bind each rank to separate cores"
             )
         elif len(here) > len(together):
-            found.warn(f"{len(here)} ranks of a host share {len(together)} cores, from rank {leader} on")
+            found.warn(f"{len(here)} ranks share the {len(together)} cores of the host of rank {leader}")
 
 
 def _devices(found: Findings, world: World) -> None:
@@ -136,20 +136,20 @@ def _devices(found: Findings, world: World) -> None:
         if share.names:
             found.tell("GPUs", f"rank {rank}: {', '.join(share.names)}")
     if shared := [rank for rank, share in enumerate(gpus) if share.ranks > 1]:
-        found.warn(f"ranks {_span(shared)} share GPUs with others: start as many ranks on a host as it has GPUs")
+        found.warn(f"ranks {_span(shared)} share GPUs with other ranks: start one rank per GPU")
     if difference := world.difference(jax.local_device_count()):
-        found.need(f"ranks have different numbers of devices: {difference}: give each as many")
+        found.need(f"ranks have different numbers of devices: {difference}: give every rank the same number")
     preloaded = os.environ.get("LD_PRELOAD")
     keeps = hasattr(ctypes.CDLL(None), "mallopt") and not preloaded
     found.tell("allocator", "glibc, which keeps freed memory" if keeps else f"{preloaded or 'not glibc'}")
     if not keeps:
-        found.warn("the allocator is not told to keep freed memory: large transfers may be slower by page faults")
+        found.warn("jaxdp cannot make this allocator keep freed memory: page faults may slow down large transfers")
 
 
 def _memory(found: Findings, world: World) -> None:
     free, where = memory.free_bytes(shared=world.local_size > 1)
     least, rank, where = min(zip(world.allgather(free), range(world.size), world.allgather(where), strict=True))
-    found.tell("memory", f"{least / 2**30:.1f} GiB free for data a host, {where}, the least (rank {rank})")
+    found.tell("memory", f"{least / 2**30:.1f} GiB free for data, {where}, on the host with the least (rank {rank})")
 
 
 def _network(found: Findings, world: World) -> None:
@@ -161,10 +161,12 @@ def _network(found: Findings, world: World) -> None:
     network = measure_network(world)
     links = {"": network.between}
     if network.ranks_per_node > 1:
-        links = {" of another host": network.between, " of the same host": network.inside}
+        links = {" on another host": network.between, " on the same host": network.inside}
     for which, link in links.items():
         gbit = 8e-9 / link.beta if link.beta else float("inf")
-        found.tell("network", f"{link.alpha * 1e6:.1f} us and {gbit:.3g} Gbit/s to the next rank{which}, all at once")
+        found.tell(
+            "network", f"{link.alpha * 1e6:.1f} us and {gbit:.3g} Gbit/s to the next rank{which}, all ranks at once"
+        )
 
 
 def _workdir(found: Findings, world: World, workdir: pathlib.Path) -> None:
@@ -178,7 +180,7 @@ def _workdir(found: Findings, world: World, workdir: pathlib.Path) -> None:
             error = str(mistake)
     probe, error = world.bcast((probe, error))
     if probe is None:
-        found.need(f"{workdir} cannot be written on rank 0: {error}: give another --workdir")
+        found.need(f"{workdir} cannot be written on rank 0: {error}: choose another --workdir")
         return
     mine = pathlib.Path(probe, str(world.rank))
     try:
@@ -193,7 +195,7 @@ def _workdir(found: Findings, world: World, workdir: pathlib.Path) -> None:
         pathlib.Path(probe).rmdir()
     missing = [rank for rank in range(world.size) if rank not in world.bcast(seen)]
     if missing:
-        why = next((text for text in errors if text), "what they write there is not seen by rank 0")
+        why = next((text for text in errors if text), "rank 0 does not see the files written there")
         found.need(f"{workdir} is not shared with rank {_span(missing)}: {why}: use a folder that all hosts share")
     else:
         found.tell("workdir", f"{workdir.absolute()}, written by all ranks")

@@ -2,7 +2,7 @@
 
   mpirun -n 4 python -m jaxdp.evaluate --workdir=runs/digits
 
---workdir=FOLDER  of the run
+--workdir=FOLDER  folder of the run
 """
 
 from jaxdp import cli

@@ -15,13 +15,13 @@ from jaxdp.world import World
 
 
 class Evaluation:
-    """Loss and accuracy on the whole test split, each example counted once whatever the number of ranks.
+    """Loss and accuracy on the whole test split. Each example counts once, whatever the number of ranks.
 
     Args:
       task: the constants of the forward pass.
-      engine: to run it.
-      split: of which this rank evaluates its part.
-      batch_size: examples that this rank evaluates at once, on all its devices.
+      engine: engine that runs the forward pass.
+      split: the test split; this rank evaluates its own part.
+      batch_size: number of examples that this rank evaluates at once, on all its devices.
       world: all ranks.
     """
 
@@ -30,7 +30,7 @@ class Evaluation:
         self._step = engine.evaluate_step(task)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """{"test_loss", "test_accuracy", "test_top5_accuracy"}; all ranks call it together."""
+        """Returns {"test_loss", "test_accuracy", "test_top5_accuracy"}; all ranks call it together."""
         split, size = self._split, self._batch_size
         buffers = Buffers(size, split.images.shape)
         sums = []
@@ -40,13 +40,13 @@ class Evaluation:
             MINE.beat()
         names = {"test_loss": "loss", "test_accuracy": "hits", "test_top5_accuracy": "top5_hits"}
         mine = [sum(float(batch[name]) for batch in sums) for name in names.values()]
-        # In float64 and in the order of the ranks, so that all have the same value.
+        # Summed in float64 and in rank order, so that all ranks get the same value.
         totals = (sum(values) for values in zip(*self._world.allgather(mine), strict=True))
         return {name: total / split.num_examples for name, total in zip(names, totals, strict=True)}
 
 
 def _host_batch(split: Split, start: int, stop: int, buffers: Buffers) -> Batch:
-    """Rows of a split as a batch of a fixed size, the last one padded."""
+    """Rows of a split as a batch of fixed size; the last batch is padded."""
     rows, epochs = np.arange(start, stop), np.zeros(stop - start, np.int64)
     ids, places = split.examples_at(rows), rows - start
     image_BHWC = empty_images(buffers, places)

@@ -1,7 +1,7 @@
-"""What a config would do on the cluster that it is made for, without its data and without that cluster.
+"""Describes what a config would do on its cluster, without its data and without that cluster.
 
-Parameters and what the optimizer does to each, the rate, arithmetic, memory, and what would cross between nodes; and
-warnings where a recipe is known to lose accuracy, each with its source.
+Lists each parameter and what the optimizer does to it, the learning rate, FLOPs, memory and communication between
+nodes. Warns, with sources, of choices that are known to lose accuracy.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from jaxdp.step import Batch, Task, evaluated_logits, forward_backward, reduced_
 
 PyTree = Any
 
-# A byte of the payload to add, on a core.
+# Assumed time to add one byte of the payload on one core.
 _SECONDS_A_BYTE_TO_ADD = 1e-10
 _PRICED = ("multicolor", "ring", "halving_doubling")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What follows from a config, all of it abstract."""
+    """Everything derived from a config. Arrays are abstract: shapes and dtypes only."""
 
     config: Config
     facts: Facts
@@ -55,10 +55,10 @@ class _Parts:
 
 
 def explain(config: Config) -> str:
-    """The whole text.
+    """Describes a config in the text that --explain prints.
 
     Raises:
-      ValueError: the config is wrong, or its data set neither there nor known.
+      ValueError: the config is invalid, or its data set is neither prepared nor among the known ones.
     """
     parts = _make_parts(config)
     sections = [
@@ -77,7 +77,7 @@ def _make_parts(config: Config) -> _Parts:
     facts = _facts(config)
     height, width = (config.data.stored_size or side for side in facts.image_shape[:2])
     if height is None or width is None:
-        raise ValueError(f"the images of {config.data.name!r} have many sizes: set config.data.stored_size")
+        raise ValueError(f"the images of {config.data.name!r} differ in size: set config.data.stored_size")
     stored = (height, width, facts.image_shape[2])
     cluster = config.cluster
     plan = Plan.of(config, facts.sizes[config.data.train_split])
@@ -92,7 +92,7 @@ def _make_parts(config: Config) -> _Parts:
     optimizer = make_optimizer(config.optimizer, make_schedule(config.schedule, plan), model.param_shapes)
     averages = config.average_decay is not None
     state = TrainState.abstract(model.param_shapes, model.stat_shapes, optimizer, averages=averages)
-    # Microbatches come to the same, one after the other.
+    # Microbatches run one after another, so the whole batch has the same totals.
     task = dataclasses.replace(make_task(config, model, deal), microbatches=1)
     return _Parts(config, facts, stored, plan, deal, model, task, state)
 
@@ -107,8 +107,8 @@ def _facts(config: Config) -> Facts:
         facts = KNOWN[data.name]
         if data.train_split not in facts.sizes:
             raise ValueError(
-                f"config.data.train_split is {data.train_split!r}, {data.name!r} has the splits "
-                f"{', '.join(facts.sizes)}: choose among them"
+                f"config.data.train_split is {data.train_split!r}, but {data.name!r} has the splits "
+                f"{', '.join(facts.sizes)}: choose one of these"
             ) from None
         return facts
     splits = {"train": data.train_split, "test": data.test_split}
@@ -123,15 +123,15 @@ def _facts(config: Config) -> Facts:
 def _run(parts: _Parts) -> Iterator[str]:
     config, deal, plan, cluster = parts.config, parts.deal, parts.plan, parts.config.cluster
     ranks = deal.num_ranks
-    yield f"nodes {cluster.nodes}, ranks a node {cluster.ranks_per_node}, devices a rank {cluster.devices_per_rank}"
+    yield f"nodes {cluster.nodes}, ranks per node {cluster.ranks_per_node}, devices per rank {cluster.devices_per_rank}"
     yield (
-        f"batch {config.batch_size:,}: {config.batch_size / ranks:g} a rank, {deal.per_device} a device"
+        f"batch {config.batch_size:,}: {config.batch_size / ranks:g} per rank, {deal.per_device} per device"
         + (f" in {config.microbatches} microbatches" if config.microbatches > 1 else "")
         + (", padded" if deal.padded else "")
     )
     epochs = plan.total_steps * config.batch_size / plan.num_examples
     yield f"{plan.total_steps:,} steps: {epochs:.4g} epochs of {plan.num_examples:,} images"
-    yield f"at {cluster.images_per_second:g} images/s a rank, without communication: {_duration(parts)}"
+    yield f"at {cluster.images_per_second:g} images/s per rank, without communication: {_duration(parts)}"
 
 
 def _duration(parts: _Parts) -> str:
@@ -143,7 +143,7 @@ def _duration(parts: _Parts) -> str:
 
 
 def _step_seconds(parts: _Parts) -> float:
-    """Of computation."""
+    """The computation time of a step, in seconds."""
     return parts.config.batch_size / parts.deal.num_ranks / parts.config.cluster.images_per_second
 
 
@@ -186,26 +186,26 @@ def _step(parts: _Parts) -> Iterator[str]:
     step = functools.partial(forward_backward, parts.task)
     flops = count_flops(step, params, stats, one)
     forward = count_flops(functools.partial(evaluated_logits, parts.task), params, stats, one.image_BHWC)
-    yield f"{forward / 1e9:.4g} GFLOP an image forward, {flops / 1e9:.4g} forward and backward (2 a multiply-add)"
+    yield f"{forward / 1e9:.4g} GFLOP per image forward, {flops / 1e9:.4g} forward and backward (2 per multiply-add)"
     seconds = _step_seconds(parts)
     yield (
-        f"{seconds * 1e3:.4g} ms of computation at the rate above: "
-        f"{flops * parts.config.batch_size / parts.deal.num_ranks / seconds / 1e12:.4g} TFLOP/s a rank"
+        f"{seconds * 1e3:.4g} ms of computation at the images/s above: "
+        f"{flops * parts.config.batch_size / parts.deal.num_ranks / seconds / 1e12:.4g} TFLOP/s per rank"
     )
-    # What backward needs of forward, before XLA decides what to keep and what to compute again.
+    # Values that the backward pass needs from the forward pass, before XLA decides which ones to recompute.
     with plain_forms():
         saved = jax.eval_shape(lambda *of: jax.vjp(functools.partial(_loss, parts), *of)[1], params, stats, batch)
     activations = _bytes(saved) - _bytes(params)
     memory = {
         "parameters": _bytes(params),
         "optimizer": _bytes(parts.state.opt_state),
-        "their mean": _bytes(parts.state.average),
+        "parameter mean": _bytes(parts.state.average),
         "gradients": 2 * _bytes(params),
         "activations": activations,
         "batches": _bytes(batch) * parts.config.microbatches * (parts.config.data.prefetch + 1),
     }
     shown = ", ".join(f"{name} {_size(size)}" for name, size in memory.items() if size)
-    yield f"memory of a device, about {_size(sum(memory.values()))}: {shown}"
+    yield f"memory per device, about {_size(sum(memory.values()))}: {shown}"
 
 
 def _loss(parts: _Parts, params: PyTree, stats: PyTree, batch: Batch) -> jax.Array:
@@ -226,11 +226,11 @@ def _allreduce(parts: _Parts) -> Iterator[str]:
     order = reduced_order(parts.task, parts.state, parts.stored_shape)
     layout = Buckets.plan(reduced_shapes(parts.state), bucket_bytes=config.bucket_bytes, order=order)
     sizes = [bucket.size * bucket.dtype.itemsize for bucket in layout.buckets]
-    yield f"{_size(sum(sizes))} a step in {len(sizes)} buckets, {config.wire} on the wire"
+    yield f"{_size(sum(sizes))} per step in {len(sizes)} buckets, {config.wire} on the wire"
     if ranks == 1:
         return
     link = Link(cluster.latency_us * 1e-6, 8e-9 / cluster.link_gbit, _SECONDS_A_BYTE_TO_ADD)
-    yield f"predicted, a link of {cluster.link_gbit:g} Gbit/s and {cluster.latency_us:g} us to every rank:"
+    yield f"predicted for a link of {cluster.link_gbit:g} Gbit/s and {cluster.latency_us:g} us per rank:"
     names = _PRICED if config.algorithm in (AUTO, MPI) or config.engine == "xla" else (config.algorithm,)
     for name in dict.fromkeys([*names, "ring"]):
         asked = dataclasses.replace(config, algorithm=name)
@@ -247,18 +247,18 @@ def _data(parts: _Parts) -> Iterator[str]:
         image_bytes = facts.file_bytes[config.train_split] // train
     nodes = cluster.nodes // config.groups
     per_node = train * (image_bytes + 4) / nodes
-    held = f"{config.storage}, {'x'.join(map(str, parts.stored_shape))}, {image_bytes:,} bytes an image"
-    yield f"{train:,} images as {held}: {_size(train * image_bytes)} in all"
-    yield f"{_size(per_node)} a node in RAM, one copy for its {cluster.ranks_per_node} ranks"
+    held = f"{config.storage}, {'x'.join(map(str, parts.stored_shape))}, {image_bytes:,} bytes per image"
+    yield f"{train:,} images as {held}: {_size(train * image_bytes)} in total"
+    yield f"{_size(per_node)} of RAM per node, one copy for its {cluster.ranks_per_node} ranks"
     rows = parts.config.batch_size / cluster.nodes * (nodes - 1) / nodes
     if config.shuffle == "partition" or nodes == 1:
-        yield "no rows cross between nodes from step to step"
+        yield "no rows move between nodes from step to step"
         return
     crossing = rows * (image_bytes + 12)
     seconds = _step_seconds(parts)
     yield (
-        f"{_size(crossing)} come to a node in a step, and as much leaves it: {crossing * 8e-9 / seconds:.4g} Gbit/s "
-        f"hide it behind the computation ({crossing * 8e-9 / seconds / cluster.link_gbit:.1%} of "
+        f"{_size(crossing)} received and sent by each node per step: {crossing * 8e-9 / seconds:.4g} Gbit/s in each "
+        f"direction hide this behind the computation ({crossing * 8e-9 / seconds / cluster.link_gbit:.1%} of "
         f"{cluster.link_gbit:g} Gbit/s)"
     )
 

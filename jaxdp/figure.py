@@ -1,4 +1,4 @@
-"""Drawing with Matplotlib, which is there only where someone wants pictures."""
+"""Saves figures with Matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 
 def save_figure(draw: Callable[[Any], None], path: pathlib.Path, *, size: tuple[float, float], **subplots: Any) -> None:
-    """Draws a figure into a file.
+    """Draws a figure and saves it to a file.
 
     Args:
-      draw: on axes, or a grid of them.
-      path: of the file; its suffix says in which format.
+      draw: draws on axes, or on a grid of axes.
+      path: path of the file; its suffix selects the format.
       size: width and height in inches.
-      subplots: see `matplotlib.pyplot.subplots`.
+      subplots: further arguments of `matplotlib.pyplot.subplots`.
 
     Raises:
-      ValueError: there is no Matplotlib, or the file cannot be written.
+      ValueError: Matplotlib is not installed, or the file cannot be written.
     """
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise ValueError("pictures need matplotlib: install it with `pip install jaxdp[plot]`") from None
+        raise ValueError("plots need matplotlib: install it with `pip install jaxdp[plot]`") from None
     matplotlib.use("agg")
     from matplotlib import pyplot
 

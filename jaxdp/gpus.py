@@ -1,4 +1,4 @@
-"""Which GPUs of a node each of its ranks takes."""
+"""Divides the GPUs of a node among its ranks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Visible(NamedTuple):
     """The GPUs that a process may use.
 
     Attributes:
-      names: as CUDA_VISIBLE_DEVICES holds them.
-      assigned: whether somebody has chosen them for this process: the launcher, or the user.
+      names: names of the GPUs, as in CUDA_VISIBLE_DEVICES.
+      assigned: whether the launcher or the user has selected these GPUs for this process.
     """
 
     names: tuple[str, ...]
@@ -26,8 +26,8 @@ class Share(NamedTuple):
     """The GPUs of one rank.
 
     Attributes:
-      names: as CUDA_VISIBLE_DEVICES holds them; none on a node without.
-      ranks: that use each of them.
+      names: names of the GPUs, as in CUDA_VISIBLE_DEVICES; empty on a node without GPUs.
+      ranks: number of ranks that share each of these GPUs.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Share(NamedTuple):
 
 
 def visible() -> Visible:
-    """Those in CUDA_VISIBLE_DEVICES, or all that the driver knows."""
+    """Returns the GPUs in CUDA_VISIBLE_DEVICES, or all GPUs that the NVIDIA driver lists."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
         return Visible(tuple(filter(None, names.split(","))), assigned=True)
@@ -43,14 +43,15 @@ def visible() -> Visible:
 
 
 def share(of_ranks: Sequence[Visible], local_rank: int) -> Share:
-    """What one rank of a node takes of the GPUs that it may use.
+    """Returns the GPUs that one rank of a node uses.
 
-    Ranks that may use the same ones divide them; with fewer GPUs than ranks they take them in turn. One GPU that was
-    assigned to a rank stays its own: where the launcher shows every rank only one, all of them have the same name.
+    Ranks that may use the same GPUs divide them; if there are fewer GPUs than ranks, the ranks share GPUs round-robin.
+    A rank that was assigned a single GPU keeps it: a launcher that shows each rank one GPU may use the same name for
+    different GPUs.
 
     Args:
-      of_ranks: what each rank of the node may use.
-      local_rank: of which rank.
+      of_ranks: for each rank of the node, the GPUs that it may use.
+      local_rank: index of the rank on its node.
     """
     mine = of_ranks[local_rank]
     if not mine.names or (mine.assigned and len(mine.names) == 1):

@@ -1,4 +1,4 @@
-"""What has started this process: what it says of the job, what it leaves behind, and its end."""
+"""The MPI launcher: reads its environment, removes its leftovers, and terminates it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import termios
 import time
 from typing import NamedTuple
 
-# What each launcher tells its processes: their rank and their number. In this order, as Slurm's variables are
-# inherited by what runs inside its steps.
+# Variables in which each launcher passes the rank and the number of ranks. Slurm's come last, because other launchers
+# inside a Slurm step inherit them.
 _VARIABLES = (
     ("PMI_RANK", "PMI_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -22,22 +22,22 @@ _VARIABLES = (
 )
 _LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
 _PROGRAMS = ("mpiexec", "mpirun", "mpiexec.hydra", "orterun", "prterun")
-# In which it notices that a rank has gone, and ends the others. Open MPI's takes longer: ranks that do not heed its
-# SIGTERM get SIGKILL some seconds later.
+# Time the launcher needs to notice a dead rank and kill the rest. Open MPI needs longer: ranks that ignore its SIGTERM
+# get SIGKILL some seconds later.
 _GRACE_S, _OPEN_MPI_GRACE_S = 2.0, 10.0
-# In which it reads what a process has printed.
+# Time within which the launcher reads the output of a process.
 _READ_S = 5.0
 
 
 class Place(NamedTuple):
-    """Of a process in its job, as the launcher says."""
+    """Rank of a process and number of ranks in its job, according to the launcher."""
 
     rank: int
     size: int
 
 
 def place() -> Place | None:
-    """This process's; None where no launcher says any."""
+    """Returns the place of this process, or None if no launcher reports one."""
     for rank, size in _VARIABLES:
         if size in os.environ:
             return Place(int(os.environ.get(rank, "0")), int(os.environ[size]))
@@ -45,10 +45,10 @@ def place() -> Place | None:
 
 
 def cores() -> int:
-    """How many are this process's, 1 or more: those that it is bound to, or else its part of the host's.
+    """Returns the number of cores of this process, at least 1: those it is bound to, or else its share of the host's.
 
-    Known before MPI is open, and not as well as then: 1 where ranks share cores, too many where no launcher says how
-    many processes there are on the host.
+    Unlike `World.threads` it is available before MPI is initialised, but less accurate: too high if processes are bound
+    to the same cores, or if no launcher reports the number of processes on the host.
     """
     bound = len(os.sched_getaffinity(0))
     if bound < (os.cpu_count() or 1):
@@ -57,10 +57,10 @@ def cores() -> int:
 
 
 def unname_segments() -> None:
-    """Takes the names of MPICH's shared memory away, as soon as all ranks of the node have it.
+    """Unlinks MPICH's shared-memory files; call it once all ranks of the node have mapped them.
 
-    MPICH does that in MPI_Finalize alone. What a killed job leaves takes up memory until the node starts again; and a
-    job of the same name takes it for its own and fails in MPI_Init, as one that Slurm has put back into the queue.
+    MPICH only unlinks them in MPI_Finalize. The files of a killed job would use memory until the node reboots. A later
+    job of the same name, e.g. one that Slurm has requeued, would take them for its own and fail in MPI_Init.
     """
     mapped = pathlib.Path("/proc/self/maps").read_text().split()
     for name in {word for word in mapped if word.startswith("/dev/shm/mpich_shm_")}:
@@ -68,9 +68,9 @@ def unname_segments() -> None:
 
 
 def process(pid: int) -> int | None:
-    """The launcher of this process, if it is on this host: an ancestor of it."""
+    """Returns the PID of the launcher that is an ancestor of a process; None if the launcher is not on this host."""
     while pid > 1:
-        # "PID (name) state parent ...", and a name may hold anything.
+        # The format is "PID (name) state parent ...", where the name may contain any character.
         name, _, rest = pathlib.Path("/proc", str(pid), "stat").read_text().partition("(")[2].rpartition(")")
         if name in _PROGRAMS:
             return pid
@@ -79,13 +79,13 @@ def process(pid: int) -> int | None:
 
 
 def end(library: str) -> None:
-    """Kills this process's launcher, if it is on this host, once it has had time to end by itself; does not wait.
+    """Kills this process's launcher if it is on this host, after giving it time to exit by itself; does not wait.
 
     Args:
-      library: the MPI's name and version.
+      library: name and version of the MPI library.
 
     Raises:
-      OSError: the system hides the processes of others.
+      OSError: the system hides other users' processes.
     """
     pid = process(os.getpid())
     if pid is None:
@@ -94,7 +94,7 @@ def end(library: str) -> None:
     grace = _OPEN_MPI_GRACE_S if library.startswith("Open MPI") else _GRACE_S
     command = 'sleep "$3"; if [ "$(cat "$1")" = "$2" ]; then kill -9 "$4"; fi'
     words = [str(name), name.read_text().strip(), str(grace), str(pid)]
-    # With streams of the launcher in a child's hands nobody would see the end of them.
+    # If the child inherited the launcher's streams, their readers would not see end-of-file.
     nowhere = subprocess.DEVNULL
     subprocess.Popen(
         ["sh", "-c", command, "sh", *words], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
@@ -102,10 +102,10 @@ def end(library: str) -> None:
 
 
 def wait_until_read() -> None:
-    """Until the launcher has what this process has printed, whose rest it drops when it is told of an abort."""
+    """Waits until the launcher has read this process's output, because an abort discards the rest."""
     deadline = time.monotonic() + _READ_S
     for number in (1, 2):
-        # Who has closed them has nothing to be read.
+        # A closed stream has no output left to read.
         with contextlib.suppress(OSError):
             left = array.array("i", [1])
             while stat.S_ISFIFO(os.fstat(number).st_mode) and left[0] and time.monotonic() < deadline:

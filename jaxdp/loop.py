@@ -1,4 +1,4 @@
-"""A run's life, in its order: build, restore, read, train, sum up."""
+"""Runs a job from start to end: build, restore, load the data, train, report."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def train(
     stop_at_step: int | None = None,
     profile_steps: tuple[int, int] | None = None,
 ) -> None:
-    """Trains to the end of the config's epochs, from the latest checkpoint in the workdir if there is one.
+    """Trains to the end of the run, resuming from the latest checkpoint in the workdir if one exists.
 
     Args:
-      config: of the run.
-      workdir: a folder for this run alone; rank 0 writes to it.
-      world: all ranks call this together.
-      preemption: tells when to make room.
-      stop_at_step: save and end before the end of the run, once so many steps are done.
-      profile_steps: the first and the last step that JAX's profiler records, on rank 0, into the workdir.
+      config: config of the run.
+      workdir: folder for this run alone; only rank 0 writes to it.
+      world: all ranks; they call this function together.
+      preemption: reports whether the job has been asked to stop.
+      stop_at_step: save and end the job after this step, even if the run is longer.
+      profile_steps: first and last step that JAX's profiler records, on rank 0, into the workdir.
     """
     MINE.enter(COMPILE)
     run = build(config, world)
@@ -69,7 +69,7 @@ def train(
         print(banner(run, allreduce.description, workdir, train_split, test_split, position), flush=True)
     if world.bcast(world.is_root and _nothing_left(workdir, position, run.plan, end)):
         if checkpoints is not None:
-            print(f"nothing to do: step {position.step} of {run.plan.total_steps} is done already", flush=True)
+            print(f"nothing to do: step {position.step} of {run.plan.total_steps} is already done", flush=True)
             checkpoints.close()
         return
 
@@ -77,8 +77,8 @@ def train(
         if profile_steps is not None and not position.step < profile_steps[0] <= profile_steps[1] <= end:
             first, last = profile_steps
             raise ValueError(
-                f"this job does the steps {position.step + 1} to {end}: --profile_steps={first}:{last} does not lie "
-                "between them"
+                f"this job runs steps {position.step + 1} to {end}: --profile_steps={first}:{last} is outside that "
+                "range"
             )
     report = Report(run, workdir, first_step=position.step, end_step=end, hosts=world.hosts) if world.is_root else None
     steps = Steps(
@@ -109,7 +109,7 @@ def train(
 
 
 def _begun(run: Run, checkpoints: pathlib.Path) -> Run:
-    """The run with the weights that it is to begin with; a run that has a checkpoint needs none."""
+    """Loads the initial weights from `config.init_from`, if that is set and the run has no checkpoint."""
     config, state = run.config, run.first_state
     if config.init_from is None or Checkpoints(checkpoints).latest_step() is not None:
         return run
@@ -134,14 +134,16 @@ def evaluate_run(config: Config, workdir: pathlib.Path, world: World) -> None:
 
 
 def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Position]:
-    """The state to begin with, on every device of every rank, the same bits on all of them: that of rank 0.
+    """Restores the latest checkpoint, or takes the first state, and copies it to every device of every rank.
+
+    Rank 0 broadcasts its state, so that all devices hold the same bits.
 
     Args:
-      run: built.
-      checkpoints: the run's, on rank 0; None elsewhere.
+      run: the built run.
+      checkpoints: checkpoints of the run on rank 0; None on other ranks.
 
     Returns:
-      The state of the latest checkpoint, or the first one; and the position in the data.
+      The replicated state and the position in the data.
     """
     world, state, position = run.world, run.first_state, run.position_at_start
     with world.together():
@@ -152,8 +154,8 @@ def restore(run: Run, checkpoints: Checkpoints | None) -> tuple[TrainState, Posi
                 there, here = getattr(position, name), getattr(run.position_at_start, name)
                 if there != here:
                     raise ValueError(
-                        f"the checkpoint in {checkpoints.folder} cannot be gone on with: its {name} is {there!r}, "
-                        f"that of this run {here!r}: choose another --workdir"
+                        f"cannot resume from the checkpoint in {checkpoints.folder}: its {name} is {there!r}, "
+                        f"but this run uses {here!r}. Use another --workdir"
                     )
     leaves, treedef = jax.tree.flatten(state)
     same = world.bcast_arrays([np.array(leaf) for leaf in leaves])
@@ -177,7 +179,7 @@ def _batches(run: Run, split: Split, first: int, end: int, gate: feed.Gate) -> f
 
 
 def _holdings(run: Run, step: int) -> np.ndarray | None:
-    """The example in each slot when a step begins; None if that is the example of its number."""
+    """The example in each slot at the start of a step; None if slot i holds example i."""
     partitions = run.partitions
     return None if partitions is None else partitions.holdings(partitions.period_at(step))
 
@@ -185,5 +187,5 @@ def _holdings(run: Run, step: int) -> np.ndarray | None:
 def _nothing_left(workdir: pathlib.Path, position: Position, plan: Plan, end: int) -> bool:
     if position.step < plan.total_steps:
         return position.step >= end
-    # A job that is killed after its last save has not summed up yet.
+    # A job that was killed after its last save has not written its summary yet.
     return any(line.get("summary") for line in read_metrics(workdir))

@@ -1,4 +1,4 @@
-"""What a person and their tools see of a run: metrics.jsonl, TensorBoard, and one line of progress."""
+"""Metrics of a run: metrics.jsonl, TensorBoard event files, and progress lines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl, one JSON object a line, and TensorBoard's event files; used by rank 0 only.
+    """Writes metrics.jsonl, one JSON object per line, and TensorBoard event files; used by rank 0 only.
 
     Args:
-      workdir: where both go.
-      resume_step: the run goes on from this step; lines of later steps, which it will write anew, are dropped, and so
-        is the summary.
+      workdir: the folder for both.
+      resume_step: the step from which the run resumes. Lines of later steps, which the run will write again, are
+        dropped, and so is the summary.
     """
 
     def __init__(self, workdir: pathlib.Path, *, resume_step: int):
@@ -34,7 +34,7 @@ class MetricsWriter:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, write_to_disk=True)
 
     def write(self, step: int, **values: Any) -> None:
-        """One line: the step and these values; numbers, and those in mappings by name, go to TensorBoard too."""
+        """Writes a line with the step and these values. Numbers, also those in mappings, go to TensorBoard as well."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         flat = dict(values)
         for group, of_name in values.items():
@@ -50,7 +50,7 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a killed job left half-written is left out."""
+    """Reads the lines of metrics.jsonl, without a last line that a killed job left incomplete."""
     path = workdir / "metrics.jsonl"
     if not path.exists():
         return []
@@ -59,13 +59,13 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """Lines about the run for a person: a bar that stays in place on a terminal, plain lines elsewhere.
+    """Shows the progress of the run: as a progress bar on a terminal, as plain lines elsewhere.
 
     Args:
-      total_steps: of the run.
-      first_step: steps done before.
-      bar: whether `out` is a terminal.
-      out: where to; standard output if not given.
+      total_steps: number of steps of the run.
+      first_step: number of steps done by earlier jobs.
+      bar: show a progress bar, for output that goes to a terminal.
+      out: output stream; standard output if not given.
     """
 
     def __init__(self, total_steps: int, *, first_step: int, bar: bool, out: TextIO | None = None):
@@ -80,9 +80,9 @@ class Progress:
         )
 
     def update(self, step: int, *, epoch: float, values: dict[str, float], seconds_per_step: float) -> None:
-        """The line of this step, with the time left at this pace."""
+        """Shows the metrics of a step, and the time left at `seconds_per_step`."""
         left = datetime.timedelta(seconds=round((self._total - step) * seconds_per_step))
-        # Where all steps of a line were skipped, there is no loss of one.
+        # If all steps of an interval were skipped, there are no losses to average.
         loss, accuracy = (values.get(name, math.nan) for name in ("loss", "accuracy"))
         line = (
             f"step {step}/{self._total}  epoch {epoch:.2f}  loss {loss:.4f}  "
@@ -96,7 +96,7 @@ class Progress:
             self._bar.set_description_str(line)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line above the progress bar, or as a plain line."""
         if self._bar is None:
             print(text, file=self._out, flush=True)
         else:
@@ -108,10 +108,12 @@ class Progress:
 
 
 class TrainLog:
-    """Means of the training metrics over the steps since the last line that have them, and the pace of these steps.
+    """Averages training metrics, and measures the time per step, between two lines of metrics.
+
+    Each metric is averaged over the steps that report it.
 
     Args:
-      batch_size: images a step.
+      batch_size: number of images per step.
     """
 
     def __init__(self, batch_size: int):
@@ -120,19 +122,19 @@ class TrainLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves what has just been done (an evaluation, a save) out of the pace."""
+        """Excludes what was just done (an evaluation, a save) from the time per step."""
         self._clock = time.perf_counter()
         self._timed_steps = 0
 
     def add(self, values: dict[str, Any]) -> None:
-        """The metrics of one more step."""
+        """Adds the metrics of one step."""
         for name, value in values.items():
             self._values.setdefault(name, []).append(float(value))
         self._timed_steps += 1
 
     def take(self) -> tuple[dict[str, float], float]:
-        """The means, with images_per_second, and the seconds a step; begins anew."""
-        assert self._values, "a line is about at least one step"
+        """Returns the means, with `images_per_second`, and the seconds per step, and resets."""
+        assert self._values, "a line of metrics needs at least one step"
         seconds_per_step = (time.perf_counter() - self._clock) / max(self._timed_steps, 1)
         means = {name: sum(values) / len(values) for name, values in self._values.items()}
         self._values = {}

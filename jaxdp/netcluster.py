@@ -1,4 +1,4 @@
-"""Hosts of `launch/netcluster`, for what has to be tried over a network."""
+"""Simulated hosts of `launch/netcluster`, for tests and benchmarks that need a network."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ PROGRAM = pathlib.Path("launch", "netcluster").absolute()
 
 
 def why_not(*, by_hydra: bool = True) -> str | None:
-    """Why no hosts can be made on this machine, or no ranks started on them; None if they can.
+    """Returns why `launch/netcluster` cannot be used on this machine; None if it can.
 
     Args:
-      by_hydra: whether it is to start ranks, for which it needs MPICH's launcher.
+      by_hydra: whether `launch/netcluster` must also start ranks, which needs MPICH's launcher (Hydra).
     """
     if not PROGRAM.exists():
-        return f"{PROGRAM} is not there: start in a checkout of jaxdp"
+        return f"{PROGRAM} does not exist: start in a checkout of jaxdp"
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "tc", "unshare"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
     if by_hydra and b"HYDRA" not in subprocess.run(["mpiexec", "--version"], capture_output=True, check=False).stdout:
-        return "the MPI here is not an MPICH with hydra"
+        return "mpiexec on the PATH is not MPICH's (Hydra)"
     made = subprocess.run(["ip", "netns", "add", "jaxdp-probe"], capture_output=True, text=True, check=False)
     if made.returncode:
-        return f"no network namespace can be made: {made.stderr.strip()}"
+        return f"cannot create a network namespace: {made.stderr.strip()}"
     subprocess.run(["ip", "netns", "del", "jaxdp-probe"], check=True)
     if any(line.startswith("h0") for line in subprocess.check_output(["ip", "netns"], text=True).splitlines()):
-        return "a netcluster is up already"
+        return "a netcluster is already up: end it with launch/netcluster down"
     return None
 
 
 @contextlib.contextmanager
 def hosts(count: int, rate: str = "500mbit") -> Iterator[None]:
-    """Hosts h0, h1, ... as long as the context lasts.
+    """Context in which the simulated hosts h0, h1, ... exist.
 
     Args:
-      count: how many.
-      rate: of each link and direction, as launch/netcluster takes it.
+      count: number of hosts.
+      rate: rate of each link in each direction, in the format of `launch/netcluster up`.
 
     Raises:
-      ValueError: it cannot make these.
+      ValueError: `launch/netcluster` cannot create these hosts.
     """
     made = subprocess.run([PROGRAM, "up", str(count), rate], capture_output=True, text=True, check=False)
     try:
@@ -57,9 +57,9 @@ def hosts(count: int, rate: str = "500mbit") -> Iterator[None]:
 
 
 def run(*words: str) -> str:
-    """A command of launch/netcluster; what it printed.
+    """Runs a command of `launch/netcluster` and returns what it printed.
 
     Raises:
-      subprocess.CalledProcessError: it failed.
+      subprocess.CalledProcessError: the command failed.
     """
     return subprocess.run([PROGRAM, *words], check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,4 +1,4 @@
-"""What follows from a config, its data and its world: steps, batch sizes and rates, derived once."""
+"""Numbers derived once from a config and the size of its data: steps, batch sizes and learning rates."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from jaxdp.config import Config, ScheduleConfig
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What follows from a config and the size of its data.
+    """Numbers derived from a config and the size of its data.
 
     Attributes:
-      num_examples: in the training split.
-      batch_size: the global batch.
-      total_steps: of the run; the last batch reaches the end of the last epoch, or just beyond it.
-      warmup_steps: of the learning rate.
-      boundaries: steps at which the rate falls, if it does so in steps.
-      peak_rate: after the linear scaling rule (Goyal et al. 2017, section 2.1).
-      eval_steps, save_steps: after which steps to evaluate and to save; the last step is in both.
+      num_examples: number of examples in the training split.
+      batch_size: global batch size.
+      total_steps: number of steps of the run; the last batch ends at the end of the last epoch, or just beyond it.
+      warmup_steps: number of steps of the learning rate warmup.
+      boundaries: steps at which the "step" decay lowers the rate.
+      peak_rate: peak learning rate by the linear scaling rule (Goyal et al. 2017, section 2.1).
+      eval_steps, save_steps: the steps after which to evaluate and to save; both include the last step.
     """
 
     num_examples: int
@@ -34,10 +34,10 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config, num_examples: int) -> Plan:
-        """The plan for a training split of so many examples.
+        """Derives the plan for a training split of `num_examples` examples.
 
         Raises:
-          ValueError: the warmup takes the whole run, or the rate is to fall in it.
+          ValueError: the warmup does not end before the run, or the first boundary lies in the warmup.
         """
         schedule = config.schedule
 
@@ -55,7 +55,7 @@ class Plan:
         warmup = steps(schedule.warmup_epochs, schedule.warmup_steps)
         if warmup >= total:
             raise ValueError(
-                f"the warmup ends before the run: it takes {warmup} steps, the run {total}: shorten "
+                f"the warmup must end before the run: the warmup takes {warmup} steps, the run {total}. Shorten "
                 "config.schedule.warmup_epochs (or warmup_steps)"
             )
         boundaries = schedule.boundaries_steps
@@ -63,8 +63,8 @@ class Plan:
             boundaries = tuple(map(steps, schedule.boundaries_epochs))
         if schedule.decay == "step" and boundaries and boundaries[0] < warmup:
             raise ValueError(
-                f"the rate falls after the warmup: config.schedule.boundaries have step {boundaries[0]}, the warmup "
-                f"takes {warmup}"
+                f"config.schedule.boundaries must not lie in the warmup: the first one is at step {boundaries[0]}, but "
+                f"the warmup takes {warmup} steps"
             )
         return cls(
             num_examples=num_examples,
@@ -78,28 +78,28 @@ class Plan:
         )
 
     def epoch(self, step: int) -> float:
-        """Epochs done after so many steps."""
+        """Number of epochs completed after `step` steps."""
         return step * self.batch_size / self.num_examples
 
 
 def peak_rate(schedule: ScheduleConfig, batch_size: int) -> float:
-    """The rate after the warmup: in proportion to the batch (Goyal et al. 2017, section 2.1)."""
+    """The learning rate after the warmup, proportional to the batch size (Goyal et al. 2017, section 2.1)."""
     return schedule.base_rate * batch_size / schedule.base_batch_size
 
 
 def check_world(config: Config, size: int) -> None:
-    """Checks what the config asks of a world of this size.
+    """Checks that a job of `size` ranks can run the config.
 
     Raises:
-      ValueError: fewer examples in the global batch than ranks, or more colors than ranks.
+      ValueError: the job has more ranks than the global batch has examples, or fewer ranks than colors.
     """
     if config.batch_size < size:
         raise ValueError(
-            f"every rank needs an example of each batch: config.batch_size is {config.batch_size}, the world has "
+            f"every rank needs an example of each batch, but config.batch_size is {config.batch_size} and the job has "
             f"{size} ranks: raise it to {size} or more, or start fewer ranks"
         )
     if config.allreduce.colors is not None and config.allreduce.colors > size:
         raise ValueError(
-            f"{config.allreduce.colors} colors need at least {config.allreduce.colors} ranks, this world has {size}: "
+            f"{config.allreduce.colors} colors need at least {config.allreduce.colors} ranks, but this job has {size}: "
             f"set config.allreduce.colors to {size} or less"
         )

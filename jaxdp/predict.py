@@ -1,12 +1,12 @@
-"""Says what a trained network sees in images.
+"""Classifies images with a trained network.
 
   python -m jaxdp.predict --workdir=runs/digits photo.png folder/
 
---workdir=FOLDER  of the run, or of one checkpoint in it
---top=N           classes of each image, the most likely ones first (default: 5)
---json=FILE       write them as lines of JSON too
+--workdir=FOLDER  folder of the run, or of one of its checkpoints
+--top=N           number of classes to print per image, most likely first (default: 5)
+--json=FILE       also write the predictions to a file, one line of JSON per image
 
-Folders stand for all files in them. Under mpirun the ranks share the images.
+A folder stands for all files in it. Under mpirun the images are divided among the ranks.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _BATCH = 32
 
 
 def predict(words: Sequence[str], of_world: World) -> None:
-    """The command, on every rank."""
+    """Runs the command; called on every rank."""
     parser = parse.Parser("jaxdp.predict", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of the run, or one checkpoint in it")
-    parser.add_argument("--top", type=parse.number, default=5, help="classes of each image; default %(default)s")
-    parser.add_argument("--json", type=pathlib.Path, help="a file for lines of JSON")
-    parser.add_argument("images", type=pathlib.Path, nargs="+", help="files, or folders of them")
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run or a checkpoint")
+    parser.add_argument("--top", type=parse.number, default=5, help="number of classes per image; default %(default)s")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the predictions, one line of JSON per image")
+    parser.add_argument("images", type=pathlib.Path, nargs="+", help="image files, or folders of image files")
     arguments = parse.on_all_ranks(parser, words, lambda given: parse.check_writable(given.json), of_world)
     if arguments is None:
         return
@@ -54,7 +54,7 @@ def predict(words: Sequence[str], of_world: World) -> None:
 def _files(paths: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
     for path in paths:
         if not path.exists():
-            raise ValueError(f"there is no image {path}: give files, or folders of them")
+            raise ValueError(f"there is no image {path}: give image files, or folders of image files")
         yield from sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
@@ -85,7 +85,7 @@ def _predictions(workdir: pathlib.Path, files: Sequence[pathlib.Path], top: int)
             try:
                 image_BHWC[row] = decoder(file.read_bytes(), example=0, epoch=0)
             except OSError as error:
-                raise ValueError(f"{file} is no image that can be decoded: {error}: leave it out") from error
+                raise ValueError(f"{file} is not an image that can be decoded: {error}: leave it out") from error
         for file, share_K in zip(some, np.asarray(shares_of(weights, image_BHWC)), strict=False):
             likely = np.argsort(-share_K, kind="stable")[:top].tolist()
             yield {"image": str(file), "classes": [(names[label], float(share_K[label])) for label in likely]}

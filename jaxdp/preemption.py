@@ -1,4 +1,4 @@
-"""Signals that ask a job to make room: it saves, and ends with a code that says so."""
+"""Handles preemption signals: save a checkpoint and exit with code 75."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class Preemption:
-    """Listens on every rank; any one of them that is asked stops all, after the same step.
+    """Listens for preemption signals on every rank; a signal on any rank stops all ranks after the same step.
 
-    A signal before there is anything to save ends the job at once, and so does a second one.
+    A signal before the first step ends the job at once, and so does a second signal.
 
     Args:
       world: all ranks.
@@ -33,10 +33,10 @@ class Preemption:
     def __init__(self, world: World):
         self._world = world
         self._asked = self._has_begun = False
-        # Ranks hear of one another a step later, in the shadow of that step.
+        # Ranks exchange requests in the background of a step, and see the result one step later.
         self._mine, self._any = np.zeros((2, 1), np.uint8)
         self._request: MPI.Request | None = None
-        # A thread hears of signals while the main one is deep in a compiler, where Python's own handlers have to wait.
+        # A thread notices signals even while the main thread compiles; Python's own handlers would have to wait.
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -58,15 +58,15 @@ class Preemption:
             where = f"rank {self._world.rank} of {self._world.size}"
             print(f"jaxdp: {name} on {where}: the job {what}", file=sys.stderr, flush=True)
         if at_once:
-            # Not MPI_Abort, which tears down what other threads are at work on; the launcher ends the other ranks.
+            # Not MPI_Abort, which tears down state that other threads are using. The launcher ends the other ranks.
             os._exit(REQUEUE)
 
     def has_begun(self) -> None:
-        """From now on there are steps to lose."""
+        """Marks the start of training: from now on the job saves a checkpoint before it ends."""
         self._has_begun = True
 
     def is_agreed(self) -> bool:
-        """Whether the job is to stop after this step, the same answer on all ranks; they all ask after every step."""
+        """Whether the job must stop after this step; all ranks ask after every step and get the same answer."""
         from mpi4py import MPI
 
         if self._world.size == 1:
@@ -80,14 +80,14 @@ class Preemption:
         return False
 
     def finish(self) -> None:
-        """Completes what is under way between the ranks; all ranks call it after the last step."""
+        """Completes the pending exchange of requests; all ranks call it after the last step."""
         if self._request is not None:
             self._request.Wait()
 
     def close(self) -> None:
-        """From now on a signal changes nothing: all is saved, and the process is about to end."""
+        """Ignores signals from now on: everything is saved, and the process is about to exit."""
         for number in _SIGNALS:
-            # Of handlers Python keeps only this one to its end; with the default one a signal would kill it.
+            # Python keeps only SIG_IGN until the process ends; it restores other handlers to the default, which kills.
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -1,4 +1,4 @@
-"""What all ranks must have in common, compared before the first gradient crosses."""
+"""Checks what all ranks must have in common, before the first gradient is exchanged."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from jaxdp.state import named_leaves
 if TYPE_CHECKING:
     from jaxdp.world import World
 
-REMEDY = "have all hosts use one environment, made by launch/setup"
+REMEDY = "use one environment, made by launch/setup, on all hosts"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "mpi4jax", "mpi4py", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 
 def check_software(world: World) -> None:
-    """Ends the job with one message unless all ranks run the same software; warns of CPUs that differ.
+    """Ends the job with one message unless all ranks run the same software; warns if their CPUs differ.
 
-    Ranks with other CPUs, or fewer cores, still train right: the slowest of them sets the pace.
+    Different CPUs or numbers of cores do not affect the result, but the slowest rank sets the pace.
     """
     _require_equal(world, software(world), REMEDY)
-    hardware = {"type of CPU": cpu(), "number of cores of a rank": world.threads}
+    hardware = {"CPU model": cpu(), "number of cores per rank": world.threads}
     for what, value in hardware.items():
         difference = world.difference(value)
         if difference is not None and world.is_root:
@@ -36,7 +36,7 @@ def check_software(world: World) -> None:
 
 
 def software(world: World) -> dict[str, str]:
-    """Versions, by what they are of."""
+    """Returns the versions of all software that must be the same on all ranks, by name."""
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     return {
         "jaxdp": __version__,
@@ -49,28 +49,28 @@ def software(world: World) -> dict[str, str]:
 
 
 def check_parts(world: World, *, params: Any, num_devices: int, data: str) -> None:
-    """Ends the job with one message unless all ranks have built the same.
+    """Ends the job with one message unless model, data set and number of devices are the same on all ranks.
 
     Args:
       world: all ranks.
-      params: of the model, arrays or their shapes.
-      num_devices: of this rank.
-      data: the fingerprint of the data set.
+      params: parameters of the model, as arrays or their shapes.
+      num_devices: number of devices of this rank.
+      data: fingerprint of the data set.
     """
     arrays = {f"parameter {name}": f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(params).items()}
     parts = {"number of local devices": num_devices, "data set": data, "number of parameters": len(arrays)}
-    _require_equal(world, parts | arrays, "check what differs between their hosts")
+    _require_equal(world, parts | arrays, "check what differs between the hosts")
 
 
 def _require_equal(world: World, values: Mapping[str, Any], remedy: str) -> None:
-    # One small message in the usual case.
+    # If nothing differs, one small message is enough.
     if world.difference(hashlib.sha256(repr(values).encode()).hexdigest()) is None:
         return
-    # Names may differ too.
+    # The names may differ too.
     first = world.bcast(list(values))
     for what in first:
         world.require_equal(what, values.get(what), remedy)
-    world.require_equal("list of what is compared", list(values), remedy)
+    world.require_equal("list of compared values", list(values), remedy)
 
 
 @functools.cache
@@ -82,6 +82,6 @@ def _code(package: pathlib.Path) -> str:
 
 
 def cpu() -> str:
-    """The name of this host's CPU."""
+    """Returns the model name of this host's CPU."""
     found = re.search("^model name\\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else platform.machine()

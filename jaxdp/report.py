@@ -1,4 +1,4 @@
-"""What rank 0 says and writes about a run as it goes."""
+"""Reports of rank 0 about a run: printed lines and metrics."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """Lines for a person and for metrics.jsonl and TensorBoard; on rank 0 only.
+    """Prints progress and writes metrics.jsonl and TensorBoard event files; used on rank 0 only.
 
     Args:
-      run: built.
-      workdir: of the run.
-      first_step: steps done before.
-      end_step: where this job ends.
-      hosts: of all ranks.
+      run: the run.
+      workdir: the run's folder.
+      first_step: number of steps done by earlier jobs.
+      end_step: the last step of this job.
+      hosts: host names of all ranks.
     """
 
     def __init__(self, run: Run, workdir: pathlib.Path, *, first_step: int, end_step: int, hosts: Sequence[str]):
@@ -45,15 +45,15 @@ class Report:
         self._started = time.perf_counter()
 
     def trained(self, values: dict[str, Any]) -> None:
-        """A step is done."""
+        """Records the metrics of a finished step."""
         self._log.add(values)
 
     def line(self, step: int, times: np.ndarray | None) -> None:
-        """Writes one about the steps since the last one.
+        """Writes a line of metrics about the steps since the last line.
 
         Args:
-          step: the last of them.
-          times: see `Pace.take`.
+          step: the last of these steps.
+          times: the step times of all ranks, as returned by `Pace.take`; None if they are not measured.
         """
         run = self._run
         means, seconds_per_step = self._log.take()
@@ -63,9 +63,9 @@ class Report:
         self._progress.update(step, epoch=run.plan.epoch(step), values=means, seconds_per_step=seconds_per_step)
 
     def norms(self, step: int, values: dict[str, Any]) -> None:
-        """The norms of all arrays in a step, see `step.layer_norms`."""
+        """Writes the per-array norms of a step, as returned by `step.layer_norms`."""
         names = named_leaves(self._run.first_state.params)
-        # JSON has no numbers that are not finite.
+        # JSON cannot represent non-finite numbers.
         finite = {
             kind: [norm if math.isfinite(norm) else None for norm in np.asarray(norms).tolist()]
             for kind, norms in values.items()
@@ -73,17 +73,17 @@ class Report:
         self._writer.write(step, **{kind: dict(zip(names, norms, strict=True)) for kind, norms in finite.items()})
 
     def evaluated(self, step: int, results: dict[str, float]) -> None:
-        """The test split has been evaluated."""
+        """Reports an evaluation of the test split."""
         self._writer.write(step, epoch=self._run.plan.epoch(step), **results)
         self._progress.say(evaluation_line(step, self._run.plan, results))
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves what has just been done (an evaluation, a save) out of the pace of the steps."""
+        """Excludes what was just done (an evaluation, a save) from the time per step."""
         self._log.restart_clock()
 
     def finished(self, results: dict[str, float]) -> None:
-        """The run has ended: the summary."""
+        """Writes the summary at the end of the run."""
         seconds = time.perf_counter() - self._started
         rate = (self._end_step - self._first_step) * self._run.config.batch_size / seconds
         of_ranks = self._stragglers.summary()
@@ -94,8 +94,8 @@ class Report:
         )
 
     def stopped(self, step: int) -> None:
-        """The job ends before the run, as asked."""
-        self._close(f"stopped at step {step} as asked: start again to go on from there")
+        """Reports that the job was asked to stop before the end of the run."""
+        self._close(f"stopped at step {step} as requested: start the job again to resume")
 
     def _close(self, last_words: str) -> None:
         self._progress.close()
@@ -106,22 +106,24 @@ class Report:
 
 
 def on_terminal() -> bool:
-    """Whether what this process says goes to a terminal at last."""
-    # A launcher hands output on, through a pipe or a terminal of its own: only whoever starts it can tell.
+    """Whether the output of this process ends up on a terminal."""
+    # An MPI launcher forwards output through its own pipe or terminal, so only its caller knows.
     return os.environ.get("JAXDP_PROGRESS") == "bar" or (sys.stdout.isatty() and launcher.place() is None)
 
 
 def banner(run: Run, allreduce: str, workdir: pathlib.Path, train: Split, test: Split, position: Position) -> str:
-    """The block that says what is about to run."""
+    """The lines printed at the start of a job: the configuration of the run and its hardware."""
     world, plan = run.world, run.plan
     parameters = sum(leaf.size for leaf in jax.tree.leaves(run.first_state.params))
     per_rank = run.deal.rank_bounds[1:] - run.deal.rank_bounds[:-1]
     rows = f"{per_rank.max()}" if per_rank.min() == per_rank.max() else f"{per_rank.min()} to {per_rank.max()}"
     memory = (train.nbytes + test.nbytes) / 2**20
-    held = f"{memory:.1f} MiB a node in RAM" + (f", shared by {world.local_size} ranks" if world.local_size > 1 else "")
+    held = f"{memory:.1f} MiB of RAM per node" + (
+        f", shared by {world.local_size} ranks" if world.local_size > 1 else ""
+    )
     ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
     lines = [
-        ("world", f"{ranks}, {world.local_size} on {world.host}, {world.threads} threads a rank"),
+        ("world", f"{ranks}, {world.local_size} on {world.host}, {world.threads} threads per rank"),
         ("devices", run.engine.description),
         ("MPI", world.library),
         ("allreduce", allreduce),
@@ -130,17 +132,17 @@ def banner(run: Run, allreduce: str, workdir: pathlib.Path, train: Split, test: 
             "data",
             f"{run.source.name}, {plan.num_examples:,} + {test.num_examples:,} images, {held}",
         ),
-        ("batch", f"{plan.batch_size} = {rows} a rank, peak rate {plan.peak_rate:.4g}"),
+        ("batch", f"{plan.batch_size} = {rows} per rank, peak rate {plan.peak_rate:.4g}"),
         ("steps", f"{plan.total_steps} = {run.config.epochs:g} epochs, {plan.warmup_steps} of warmup"),
         ("workdir", f"{workdir}"),
     ]
     if position.step:
-        lines.append(("resume", f"goes on from step {position.step}, epoch {plan.epoch(position.step):.2f}"))
+        lines.append(("resume", f"from step {position.step}, epoch {plan.epoch(position.step):.2f}"))
     return "\n".join([f"jaxdp {__version__}", *(f"  {name:10}{text}" for name, text in lines)])
 
 
 def evaluation_line(step: int, plan: Plan, results: dict[str, float]) -> str:
-    """The results of an evaluation, for a person."""
+    """Formats the results of an evaluation as a line of text."""
     return (
         f"step {step}  epoch {plan.epoch(step):.2f}  test loss {results['test_loss']:.4f}  "
         f"test accuracy {results['test_accuracy']:.4f}, top 5 {results['test_top5_accuracy']:.4f}"

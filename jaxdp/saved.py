@@ -1,4 +1,4 @@
-"""A run that has been saved, without its data: for weights to begin with, and for predictions."""
+"""Reads a saved run without its data, for initial weights and for predictions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What there is to know of it.
+    """A saved run: its config, its model, and the state of one checkpoint.
 
     Attributes:
-      config: of the run.
-      labels: what its network tells apart, and in what.
-      network: without a value.
-      state: of a checkpoint, host arrays.
-      position: of that checkpoint.
+      config: config of the run.
+      labels: class names and image shape.
+      network: the network, without parameter values.
+      state: state of the checkpoint, as host arrays.
+      position: position of the checkpoint in the data.
     """
 
     config: Config
@@ -42,10 +42,10 @@ class Saved:
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Saved:
-        """A run by its workdir, which stands for its latest checkpoint, or by one checkpoint in it.
+        """Reads a run from its workdir (the latest checkpoint) or from one checkpoint in it.
 
         Raises:
-          ValueError: there is none there, or it is damaged.
+          ValueError: the path has no run or no checkpoint, or the checkpoint is damaged.
         """
         step = int(path.name) if path.name.isdigit() and path.parent.name == CHECKPOINTS else None
         workdir = path if step is None else path.parent.parent
@@ -53,7 +53,7 @@ class Saved:
         checkpoints = Checkpoints(workdir / CHECKPOINTS)
         found = checkpoints.latest_step() if step is None else step
         if found is None or not path.is_dir():
-            raise ValueError(f"there is no checkpoint in {path}: train first, or give another folder")
+            raise ValueError(f"there is no checkpoint in {path}: train first, or pass another folder")
         network = Network.abstract(
             config.model.name,
             config.model.options,
@@ -68,16 +68,16 @@ class Saved:
 
 
 def begin_from(path: pathlib.Path, params: PyTree, stats: PyTree, *, skip: tuple[str, ...]) -> tuple[PyTree, PyTree]:
-    """Parameters and batch statistics with the values of another run, or of an archive.
+    """Loads initial parameters and batch statistics from another run or from an archive.
 
     Args:
-      path: a workdir, a checkpoint in one, or a file of `numpy.savez` with an array for each dotted name.
-      params: with their first values.
-      stats: likewise.
-      skip: the first parts of dotted names of what keeps its first values: "head" for "head.kernel" and "head.bias".
+      path: a workdir, a checkpoint in one, or a file of `numpy.savez` with one array per dotted name.
+      params: parameters with their random initial values.
+      stats: batch statistics with their initial values.
+      skip: prefixes of the names of arrays that are not loaded, e.g. "head" for "head.kernel" and "head.bias".
 
     Raises:
-      ValueError: there is nothing there, or an array is missing or of another shape.
+      ValueError: the path cannot be read, an array is missing or has another shape, or a prefix matches no array.
     """
     given = _archive(path) if path.suffix == ".npz" else _weights(path)
     unused = set(skip)
@@ -92,15 +92,17 @@ def begin_from(path: pathlib.Path, params: PyTree, stats: PyTree, *, skip: tuple
         if there is None or there.shape != leaf.shape:
             held = "missing" if there is None else "x".join(map(str, there.shape)) or "scalar"
             raise ValueError(
-                f"config.init_from {str(path)!r} does not fit the model: {name} is {held} there, and "
-                f"{'x'.join(map(str, leaf.shape))} here: name what is to keep its first values in config.init_skip, "
-                f"as ({name.split('.')[0]!r},)"
+                f"config.init_from {str(path)!r} does not fit the model: {name} is {held} in the saved weights, but "
+                f"{'x'.join(map(str, leaf.shape))} in the model. To keep the random initial values of some parameters, "
+                f"list their prefixes in config.init_skip, e.g. ({name.split('.')[0]!r},)"
             )
         return np.asarray(there, leaf.dtype)
 
     begun = tuple(jax.tree_util.tree_map_with_path(begin, tree) for tree in (params, stats))
     if unused:
-        raise ValueError(f"config.init_skip has {sorted(unused)[0]!r}, of which the model has no array: leave it out")
+        raise ValueError(
+            f"config.init_skip contains {sorted(unused)[0]!r}, which matches no parameter of the model: remove it"
+        )
     return begun[0], begun[1]
 
 
@@ -117,5 +119,5 @@ def _archive(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as archive:
             return dict(archive)
-    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:  # No file, one array, objects, no archive.
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:  # Missing, one array, objects, no archive.
         raise ValueError(f"config.init_from {str(path)!r} cannot be read: {error}") from error

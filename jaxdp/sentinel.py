@@ -1,4 +1,4 @@
-"""Replicas that have drifted apart, found by hashes of their states."""
+"""Detects replicas that have drifted apart by comparing hashes of their states."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from jaxdp.world import Failure, World
 
 
 class DivergenceError(Failure):
-    """The replicas of the state are no longer the same."""
+    """The replicas of the state are no longer identical."""
 
 
 class Sentinel:
-    """Compares the state of all devices of all ranks, which must be the same to the bit.
+    """Compares the state on all devices of all ranks, which must be bit-identical.
 
     Args:
-      like: a state, arrays or their shapes.
+      like: state whose leaves are compared, as arrays or their shapes.
       world: all ranks.
-      dump: a folder into which each rank is to write its state if they differ; None for none.
+      dump: folder into which every rank writes its state if replicas differ; None to write nothing.
     """
 
     def __init__(self, like: TrainState, world: World, *, dump: pathlib.Path | None):
@@ -32,10 +32,10 @@ class Sentinel:
         self._hash = jax.jit(lambda leaves: jnp.stack([_word(leaf) for leaf in leaves]))
 
     def check(self, state: TrainState, step: int) -> None:
-        """Compares; all ranks call it together.
+        """Compares the replicas of the state after a step; all ranks call it together.
 
         Raises:
-          DivergenceError: on the first rank of those that differ from most.
+          DivergenceError: replicas differ; raised only on the first rank that differs from the majority.
         """
         leaves = jax.tree.leaves(state)
         of_devices = [
@@ -51,14 +51,14 @@ class Sentinel:
             self._dump.mkdir(parents=True, exist_ok=True)
             arrays: dict[str, Any] = self._by_name(leaves)
             np.savez(self._dump / f"step-{step}-rank-{self._world.rank}.npz", **arrays)
-        # Whoever ends the job must not keep others from writing.
+        # The rank that raises ends the job, so first wait until all ranks have written.
         self._world.barrier()
         if self._world.rank == rank:
-            where = f", in {self._dump}" if self._dump is not None else ""
+            where = f" (states written to {self._dump})" if self._dump is not None else ""
             raise DivergenceError(
-                f"after step {step} replicas are no longer the same: device {device} of this rank has another "
-                f"{self._names[leaf]} than most: memory or a link may be faulty on this host; the last checkpoint is "
-                f"from before{where}"
+                f"replicas differ after step {step}: {self._names[leaf]} on device {device} of this rank is not that "
+                f"of most replicas{where}. Memory or a link of this host may be faulty; the last checkpoint is from "
+                "before the divergence"
             )
         self._world.barrier()
 
@@ -67,17 +67,20 @@ class Sentinel:
 
 
 def drifted(hashes: np.ndarray) -> tuple[int, int, int] | None:
-    """The first rank and device with another hash than most, and the first leaf in which it differs.
+    """Finds the first replica whose hashes differ from those of most replicas.
 
     Args:
       hashes: uint32 [ranks, devices, leaves].
+
+    Returns:
+      Rank, device, and the first leaf that differs; None if all replicas are equal.
     """
     _, devices, leaves = hashes.shape
     replicas = hashes.reshape(-1, leaves)
     kinds, which, counts = np.unique(replicas, axis=0, return_inverse=True, return_counts=True)
     if len(kinds) == 1:
         return None
-    # Of several that are as common as one another, the one that comes first.
+    # In a tie, the hashes that come first count as the majority.
     most = which[np.argmax(counts[which])]
     replica = int(np.argmax(which != most))
     leaf = int(np.argmax(replicas[replica] != kinds[most]))
@@ -85,9 +88,10 @@ def drifted(hashes: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def _word(leaf: jax.Array) -> jax.Array:
-    """uint32 []: another one for an array in which one word of 32 bits is another.
+    """Hashes an array to a uint32 [] that changes whenever a single word (of 16 or 32 bits) changes.
 
-    Each word is mapped one to one and multiplied with an odd number of its own, which keeps it so; all are added up.
+    Each word is mapped one-to-one, and multiplied by an odd number that depends on its position, which is one-to-one
+    too; the hash is the sum of the products.
     """
     narrow = leaf.dtype.itemsize == 2
     bits = jax.lax.bitcast_convert_type(leaf.ravel(), jnp.uint16 if narrow else jnp.uint32)

@@ -1,4 +1,4 @@
-"""Nested settings, as config files hold them, to frozen dataclasses."""
+"""Turns the nested settings of config files into frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What a setting must be beside of its type: `Annotated[float, RULE]`.
+    """A constraint on a setting beyond its type, used as `Annotated[float, RULE]`.
 
     Attributes:
-      holds: whether it does, of a value.
-      message: for one of which it does not, with {path} and {value} in it.
+      holds: returns whether a value meets the constraint.
+      message: the error message for a value that does not, with the placeholders {path} and {value}.
     """
 
     holds: Callable[[Any], bool]
@@ -24,21 +24,21 @@ class Rule:
 
 
 def build(cls: Any, settings: Any, path: str) -> Any:
-    """The dataclass that these settings make, those of nested dataclasses being nested.
+    """Builds a dataclass from settings; a field that is a dataclass takes a nested mapping.
 
-    A field `options` takes all settings that have no field of their own.
+    If there is a field `options`, it takes all settings that match no other field.
 
     Args:
-      cls: a dataclass with annotations of plain types, tuples of them, these `Annotated` with rules, `X | None` and
-        further dataclasses.
-      settings: a mapping by name of field.
-      path: how messages call it.
+      cls: a dataclass. Its annotations are plain types, tuples of plain types, either of them `Annotated` with rules,
+        `X | None`, or further dataclasses.
+      settings: a mapping from field names to values.
+      path: the name of this group of settings in messages.
 
     Raises:
-      ValueError: a setting is missing, unknown, of the wrong type or against a rule.
+      ValueError: a setting is missing, unknown, of the wrong type or violates a rule.
     """
     if not isinstance(settings, Mapping):
-        raise ValueError(f"{path} is a group of settings, not {settings!r}")
+        raise ValueError(f"{path} must be a group of settings, not {settings!r}")
     hints = typing.get_type_hints(cls, include_extras=True)
     given = dict(settings)
     if "options" in hints:
@@ -46,7 +46,7 @@ def build(cls: Any, settings: Any, path: str) -> Any:
     for name in given:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, 1)
-            hint = f": did you mean {near[0]!r}?" if near else f": known are {', '.join(hints)}"
+            hint = f": did you mean {near[0]!r}?" if near else f": known settings are {', '.join(hints)}"
             raise ValueError(f"{path}.{name} is not a setting{hint}")
     for name in hints:
         if name not in given:
@@ -55,7 +55,7 @@ def build(cls: Any, settings: Any, path: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, path: str) -> Any:
-    """The value as the annotated type, if it is of it."""
+    """Returns the value as the annotated type; raises ValueError if it has another type."""
     if typing.get_origin(hint) is Annotated:
         base, *rules = typing.get_args(hint)
         typed = _typed(base, value, path)
@@ -83,7 +83,7 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
 
 
 def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The same settings by dotted names, tuples as lists."""
+    """Flattens nested settings to dotted names; tuples become lists."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

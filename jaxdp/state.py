@@ -1,4 +1,4 @@
-"""What a run is, between two steps."""
+"""The state of a run between two steps."""
 
 import hashlib
 from typing import Any
@@ -14,15 +14,15 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """The one replicated pytree: the same bits on every device of every rank.
+    """The replicated training state: a pytree with the same bits on every device of every rank.
 
     Attributes:
-      step: int32 [], steps done.
+      step: int32 [], number of steps done.
       params: nested dict of parameters.
       stats: nested dict of running batch statistics.
-      opt_state: of the optimizer.
-      average: the running mean of the parameters, or an empty dict where none is kept.
-      skipped: int32 [], the steps in a row, up to this one, that have changed nothing but `step`.
+      opt_state: state of the optimizer.
+      average: running mean of the parameters; an empty dict if none is kept.
+      skipped: int32 [], number of consecutive skipped steps up to this one.
     """
 
     step: jax.Array
@@ -36,8 +36,8 @@ class TrainState:
     def create(
         cls, params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, *, averages: bool = False
     ) -> "TrainState":
-        """The state before the first step, with a mean of the parameters if one is to be kept."""
-        # Each leaf is given up in the step by itself: none may be in two places.
+        """The state before the first step, with a running mean of the parameters if `averages`."""
+        # Every leaf is donated separately, so no buffer may appear twice.
         average = jax.tree.map(jnp.copy, params) if averages else {}
         none = jnp.zeros((), jnp.int32)
         return cls(none, params, stats, jax.jit(optimizer.init)(params), average, jnp.copy(none))
@@ -46,29 +46,29 @@ class TrainState:
     def abstract(
         cls, params: PyTree, stats: PyTree, optimizer: optax.GradientTransformation, *, averages: bool = False
     ) -> "TrainState":
-        """Its shapes and dtypes, from those of parameters and statistics."""
+        """Shapes and dtypes of the state, from those of the parameters and batch statistics."""
         return jax.eval_shape(
             lambda *trees: cls.create(trees[0], trees[1], optimizer, averages=averages), params, stats
         )
 
     @property
     def evaluated(self) -> PyTree:
-        """The parameters to evaluate."""
+        """The parameters to evaluate: their running mean if one is kept."""
         return self.average or self.params
 
 
 def leaf_name(path: Any) -> str:
-    """As messages and files call a leaf of a tree: its keys, with dots between them."""
+    """The name of a leaf in messages and files: its keys, joined by dots."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their names, in its order."""
+    """The leaves of a tree by name, in the order of the tree."""
     return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def fingerprint(state: TrainState) -> str:
-    """A hash of all bits of a state: 64 hexadecimal digits, equal on replicas that have not drifted apart."""
+    """A hash of all bits of a state, as 64 hexadecimal digits; identical replicas have equal hashes."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         values = np.asarray(leaf)

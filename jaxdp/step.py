@@ -27,12 +27,12 @@ BatchSum = Callable[[jax.Array], jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Some examples, on the host or on devices.
+    """A batch of examples, on the host or on devices.
 
     Attributes:
-      image_BHWC: uint8.
-      about_B4: int32, of each its label, 1 (0 for padding), which example it is, and the epoch in which it is seen: one
-        array, as it takes as long to put a small one onto a device as a large one.
+      image_BHWC: images, uint8.
+      about_B4: int32; for each example its label, 1 (0 for padding), its id, and the epoch in which it is seen. They
+        share one array, because a small array takes as long to transfer to a device as a large one.
     """
 
     image_BHWC: Any
@@ -40,41 +40,41 @@ class Batch:
 
     @property
     def label_B(self) -> Any:
-        """int32."""
+        """Labels, int32."""
         return self.about_B4[:, 0]
 
     @property
     def mask_B(self) -> Any:
-        """bool, False for padding."""
+        """Whether each example is real, bool; False for padding."""
         return self.about_B4[:, 1] != 0
 
     @property
     def id_B(self) -> Any:
-        """int32, which examples they are."""
+        """Ids of the examples, int32."""
         return self.about_B4[:, 2]
 
     @property
     def epoch_B(self) -> Any:
-        """int32, in which epoch each is seen."""
+        """Epoch in which each example is seen, int32."""
         return self.about_B4[:, 3]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What does not change from step to step.
+    """Constants of the training step.
 
     Attributes:
       network: the model.
-      mean, std: of the pixels in 0..1, one value or one a channel.
-      batch_size: the global batch, without padding.
-      padded: whether batches of some device hold padding.
-      augmentation: from normalised images to what the model sees.
-      microbatches: equal parts of a device's batch, gone through one after the other.
-      label_smoothing: see `losses.cross_entropy`.
-      average_decay: of the running mean of the parameters; None if none is kept.
-      batch_sums: called for each forward pass, gives what sums arrays over all devices of all ranks, in one layer after
-        the other, for batch statistics of the global batch; None for those of each device.
-      norms_every: steps from one look at the norms of all arrays to the next; None for none.
+      mean, std: mean and standard deviation of pixels in 0..1, one value or one per channel.
+      batch_size: size of the global batch, without padding.
+      padded: whether the batch of any device contains padding.
+      augmentation: turns normalised images into the input of the model.
+      microbatches: number of equal parts of a device's batch, which are processed one after the other.
+      label_smoothing: share of the target that is spread evenly over all classes.
+      average_decay: decay of the running mean of the parameters; None to keep no running mean.
+      batch_sums: called once per forward pass. It returns a function with which the layers, one after the other, sum
+        arrays over all devices of all ranks, for batch statistics of the global batch. None for statistics per device.
+      norms_every: interval, in steps, at which the norms of all arrays are computed; None disables them.
     """
 
     network: Network
@@ -90,21 +90,22 @@ class Task:
     norms_every: int | None = None
 
     def normalise(self, image_BHWC: jax.Array) -> jax.Array:
-        """uint8 pixels to float32 of mean 0 and standard deviation 1."""
+        """Scales uint8 pixels to float32 in 0..1, then normalises them by `mean` and `std`."""
         mean_C, std_C = (jnp.asarray(values, jnp.float32) for values in (self.mean, self.std))
         return (image_BHWC.astype(jnp.float32) / 255.0 - mean_C) / std_C
 
 
 def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
-    """One device's part of what all devices and ranks sum up to the global gradient.
+    """One device's contribution to the global gradient, batch statistics and metrics.
 
-    Everything is already divided by the global batch, so that plain sums are means over its real examples. The running
-    batch statistics count by the examples of the device, or the microbatch, that saw them.
+    All values are already divided by the size of the global batch, so that plain sums over devices and ranks are means
+    over its real examples. Running batch statistics are weighted by the number of real examples of the device, or of
+    the microbatch.
 
     Args:
       task: the constants.
-      params: the same on all devices.
-      stats: likewise.
+      params: parameters, the same on all devices.
+      stats: running batch statistics, the same on all devices.
       batch: this device's examples.
 
     Returns:
@@ -112,18 +113,18 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     """
     if task.microbatches == 1:
         return _forward_backward(task, params, stats, batch)
-    # XLA's convolutions on a CPU are ten times slower inside a loop.
+    # On CPUs XLA's convolutions are ten times slower inside a loop.
     unrolls = jax.default_backend() == "cpu"
     parts = jax.tree.map(lambda rows: rows.reshape(task.microbatches, -1, *rows.shape[1:]), batch)
 
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
         if unrolls:
-            # Not before the part before is done: their activations are not to be there together.
+            # Serialise microbatches, so that only one set of activations is live at a time.
             image_BHWC = run_native.once(part.image_BHWC, jax.tree.leaves(total))
             part = dataclasses.replace(part, image_BHWC=image_BHWC)
         return jax.tree.map(jnp.add, total, _forward_backward(task, params, stats, part)), None
 
-    # Zeros that vary over the devices, as what is added to them does.
+    # These zeros are device-varying, like the values that are added to them.
     zero = 0 * jnp.sum(batch.mask_B)
     first = jax.tree.map(lambda rows: rows[0], parts)
     shapes = jax.eval_shape(functools.partial(_forward_backward, task), params, stats, first)
@@ -135,7 +136,7 @@ def _forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) -
     num_real = jnp.sum(batch.mask_B.astype(jnp.float32))
     seen_B = batch.mask_B if task.padded else None
     if task.padded and task.batch_sums is None:
-        # A device without a real example takes its padding for the statistics, of weight 0: theirs would be 0 / 0.
+        # A device without real examples uses its padding for the statistics, with weight 0, to avoid 0 / 0.
         seen_B = batch.mask_B | (num_real == 0)
     view_BHWC = task.augmentation.train_view(task.normalise(batch.image_BHWC), batch.id_B, batch.epoch_B)
     key_B = task.augmentation.model_keys(batch.id_B, batch.epoch_B)
@@ -160,7 +161,7 @@ def _forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) -
 
 
 def reduced_shapes(state: TrainState) -> PyTree:
-    """The shapes of what `forward_backward` returns."""
+    """Shapes of the values that `forward_backward` returns."""
     return {
         "gradient": state.params,
         "metrics": dict.fromkeys(("accuracy", "loss"), jax.ShapeDtypeStruct((), "float32")),
@@ -169,12 +170,12 @@ def reduced_shapes(state: TrainState) -> PyTree:
 
 
 def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -> list[int]:
-    """The leaves of what `forward_backward` returns in the order in which they become ready.
+    """Indices of the leaves that `forward_backward` returns, in the order in which they become ready.
 
     Args:
       task: the constants.
-      state: arrays or their shapes.
-      image_shape: (H, W, C), as images are held.
+      state: a state of arrays or of their shapes.
+      image_shape: (H, W, C) of the stored images.
     """
     batch = Batch(jax.ShapeDtypeStruct((1, *image_shape), "uint8"), jax.ShapeDtypeStruct((1, 4), "int32"))
     alone = dataclasses.replace(task, batch_sums=None)
@@ -184,18 +185,21 @@ def reduced_order(task: Task, state: TrainState, image_shape: tuple[int, ...]) -
 def apply_gradients(
     task: Task, optimizer: optax.GradientTransformation, state: TrainState, reduced: PyTree
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """The state after a step; where what all ranks have summed up is not finite, or no norm of it is, that before it.
+    """Applies one update, or skips it if a summed gradient or batch statistic, or its norm, is not finite.
+
+    A skipped step changes only `step` and `skipped` of the state.
 
     Args:
       task: the constants.
       optimizer: an optax chain.
-      state: before the step.
-      reduced: the sum of `forward_backward` over all devices and ranks.
+      state: state before the step.
+      reduced: sum of `forward_backward` over all devices and ranks.
 
     Returns:
-      The new state, and the metrics of the global batch; among them "skipped", as in the state, "culprit", the number
-      of the first leaf of {"gradient", "stats"} that is not finite, -1 if all are, and, where they are due, "norms",
-      see `layer_norms`.
+      The new state, and the metrics of the global batch. The metrics include "skipped", as in the state, and "culprit",
+      the index of the first leaf of {"gradient", "stats"} that is not finite (-1 if all are finite). If
+      `task.norms_every` is set, they also include "norms", see `layer_norms`; these are zeros in steps where none are
+      due.
     """
     step, skipped = state.step + 1, state.skipped + 1
 
@@ -204,7 +208,7 @@ def apply_gradients(
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if task.average_decay is not None:
-            # The first means are of few parameters: they would remember the very first ones for long.
+            # A smaller decay at first; otherwise the mean would remember the initial parameters for long.
             decay = jnp.minimum(task.average_decay, (1 + state.step) / (10 + state.step))
             average = jax.tree.map(lambda mean, now: decay * mean + (1 - decay) * now, average, params)
         return TrainState(step, params, reduced["stats"], opt_state, average, jnp.zeros_like(skipped))
@@ -212,11 +216,11 @@ def apply_gradients(
     def kept() -> TrainState:
         return TrainState(step, state.params, state.stats, state.opt_state, state.average, skipped)
 
-    # By its square, the fastest way on a CPU, which is infinite too where values are so large that their norm is. Their
-    # largest would not do: XLA's on CPUs leaves NaN out where an array has more than some thousand elements.
+    # The sum of squares is the fastest test on a CPU, and also infinite if the norm overflows. The maximum does not
+    # work: XLA's maximum on CPUs ignores NaN in arrays of more than a few thousand elements.
     finite = jnp.stack([jnp.isfinite(jnp.vdot(leaf, leaf)) for _, leaf in checked_leaves(reduced)])
     is_good = jnp.all(finite)
-    # A choice between the two, value by value, would take a CPU several times as long as the update.
+    # On a CPU a select on every value would take several times as long as the update.
     after = jax.lax.cond(is_good, updated, kept)
     culprit = jnp.where(is_good, -1, jnp.argmin(finite))
     metrics = reduced["metrics"] | {"skipped": after.skipped, "culprit": culprit}
@@ -232,15 +236,16 @@ def apply_gradients(
 
 
 def layer_norms(params: PyTree, gradient: PyTree, opt_state: PyTree) -> dict[str, jax.Array]:
-    """What a step did to each array.
+    """Norms of each parameter array and of its gradient and, with LARS, the trust ratios.
 
     Args:
-      params: before the step.
-      gradient: of the global batch, before it is clipped.
-      opt_state: after the step.
+      params: parameters before the step.
+      gradient: gradient of the global batch, before clipping.
+      opt_state: state of the optimizer after the step.
 
     Returns:
-      {"parameter_norm", "gradient_norm"}, float32 [leaves of the parameters]; and with LARS "trust_ratio", likewise.
+      {"parameter_norm", "gradient_norm"}, each float32 [number of parameter arrays]; with LARS also "trust_ratio", of
+      the same shape.
     """
 
     def norms(tree: PyTree) -> jax.Array:
@@ -252,12 +257,12 @@ def layer_norms(params: PyTree, gradient: PyTree, opt_state: PyTree) -> dict[str
 
 
 def checked_leaves(reduced: PyTree) -> list[tuple[Any, Any]]:
-    """Paths and leaves of what has to be finite for a step to count."""
+    """Paths and leaves of the values that must be finite; otherwise the step is skipped."""
     return jax.tree_util.tree_leaves_with_path({name: reduced[name] for name in ("gradient", "stats")})
 
 
 def evaluated_logits(task: Task, params: PyTree, stats: PyTree, image_BHWC: jax.Array) -> jax.Array:
-    """Logits [B, K] of uint8 images, as in evaluation."""
+    """Logits [B, K] of uint8 images, computed as in evaluation."""
     view_BHWC = task.augmentation.test_view(task.normalise(image_BHWC))
     return task.network.apply(params, stats, view_BHWC, train=False)[0]
 

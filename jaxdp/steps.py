@@ -1,4 +1,4 @@
-"""The steps of a job: each is trained, and whatever is due after it is done."""
+"""The training loop: runs steps and, after each, whatever is due (metrics, evaluation, checkpoints)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from jaxdp.world import UserError
 
 
 class InFlight(NamedTuple):
-    """A step that devices are at.
+    """A step that was dispatched and may still be running.
 
     Attributes:
-      step: its number.
-      values: what it gives beside the state, not there yet.
-      dispatched_s: when it was given to the devices, by time.perf_counter.
-      input_s: seconds that its batch was waited for.
+      step: number of the step.
+      values: results of the step other than the state, possibly not computed yet.
+      dispatched_s: time at which the step was dispatched, by time.perf_counter.
+      input_s: seconds spent waiting for its batch.
     """
 
     step: int
@@ -41,24 +41,24 @@ class InFlight(NamedTuple):
 
 
 class Steps:
-    """Those from a position to an end; all ranks go through them together.
+    """Trains from a position to the last step of the job; all ranks run the steps together.
 
     Args:
-      run: built.
-      allreduce: of its gradients.
-      position: where the run stands.
-      end: the last step of this job.
-      evaluation: of the test split.
-      preemption: tells when to make room.
-      workdir: of the run.
-      checkpoints: of the run, on rank 0.
-      report: of the job, on rank 0.
-      profiled: the first and the last step that JAX's profiler records, on rank 0.
+      run: the built run.
+      allreduce: sums the gradient buckets over all ranks.
+      position: position at which the job starts.
+      end: last step of this job.
+      evaluation: evaluates the test split.
+      preemption: reports whether the job has been asked to stop.
+      workdir: folder of the run.
+      checkpoints: checkpoints of the run on rank 0; None on other ranks.
+      report: report of the job on rank 0; None on other ranks.
+      profiled: first and last step that JAX's profiler records on rank 0; None for no profile.
 
     Attributes:
-      end: the last step, sooner than was asked for if the job is to make room.
-      is_preempted: whether it is.
-      results: of the last evaluation.
+      end: last step of this job; earlier than requested if the job was preempted.
+      is_preempted: whether the job was preempted.
+      results: results of the last evaluation.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Steps:
         self._in_flight: InFlight | None = None
 
     def train(self, state: TrainState, ahead: feed.Ahead[Batch], gate: feed.Gate) -> None:
-        """Goes through them.
+        """Runs the steps.
 
         Args:
-          state: at the position.
-          ahead: the batches from there on.
-          gate: through which their exchanges go.
+          state: state at the position.
+          ahead: the batches from the position on.
+          gate: gate that the exchanges of the batches pass.
         """
         first = self._position.step + 1
         steps = enumerate(ahead, first)
@@ -102,7 +102,7 @@ class Steps:
             if step == self._profiled[0]:
                 self._settle()
                 jax.profiler.start_trace(self._trace)
-            # A step is on its way before the one before it is waited for, so that devices never idle.
+            # Dispatch the next step before waiting for the previous one, so that devices stay busy.
             dispatched_s = time.perf_counter()
             state, values = self._train_step(state, batch)
             self._settle()
@@ -116,10 +116,10 @@ class Steps:
             if self.is_preempted:
                 self.end = step
                 gate.close(self._run.world)
-                # The exchanges that are under way are taken to their end, for nothing.
+                # Complete the exchanges that have begun on any rank; their batches are discarded.
                 for _ in steps:
                     pass
-            # The second step waits for the first one, which was compiled.
+            # By the second step, the first one, which included compilation, has finished.
             if step > first:
                 MINE.has_compiled(COMPUTE)
             MINE.enter("input", step + 1)
@@ -153,7 +153,7 @@ class Steps:
                 self._report.restart_clock()
 
     def _settle(self, *, is_saved: bool = False) -> None:
-        """Waits for the step in flight, if there is one, and has it reported."""
+        """Waits for the step in flight, if there is one, and reports it."""
         flight, self._in_flight = self._in_flight, None
         if flight is None:
             return
@@ -162,7 +162,7 @@ class Steps:
         self._pace.step_is_done(dispatched_s=flight.dispatched_s, input_s=flight.input_s)
         norms = values.pop("norms", None)
         values = heed_skipped(self._run, step, values)
-        # A line is due at every save too: a run that goes on from it cannot know the metrics of the steps before.
+        # Every save also writes a line: a run that resumes there cannot know the metrics of earlier steps.
         is_due = step % config.log_every_steps == 0 or is_saved
         times = self._pace.take() if is_due else None
         if self._report is None:
@@ -175,10 +175,10 @@ class Steps:
 
 
 def heed_skipped(run: Run, step: int, values: dict[str, Any]) -> dict[str, float]:
-    """What to report of a step, where all ranks have skipped it only that; too many of those in a row end the job.
+    """Metrics to report for a step; for a skipped step, only `skipped`.
 
     Raises:
-      UserError: on rank 0.
+      UserError: on rank 0, if too many steps in a row were skipped.
     """
     values = {name: float(value) for name, value in values.items()}
     culprit, skipped = int(values.pop("culprit")), int(values.pop("skipped"))
@@ -187,8 +187,8 @@ def heed_skipped(run: Run, step: int, values: dict[str, Any]) -> dict[str, float
     if skipped >= run.config.stop_after_skipped_steps and run.world.is_root:
         path, _ = checked_leaves(reduced_shapes(run.first_state))[culprit]
         raise UserError(
-            f"{skipped} steps in a row, up to step {step}, had values that are not finite, first in {leaf_name(path)}: "
-            "lower the rate (config.schedule.base_rate, or a longer warmup), or clip gradients "
+            f"{skipped} steps in a row, up to step {step}, had non-finite values, first in {leaf_name(path)}: lower "
+            "the learning rate (config.schedule.base_rate), lengthen the warmup, or clip gradients "
             "(config.optimizer.clip_norm)"
         )
     return {"skipped": 1.0}

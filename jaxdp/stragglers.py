@@ -1,4 +1,4 @@
-"""Which ranks the others wait for: how late each comes to the allreduce, and what it did before."""
+"""Finds stragglers: how late each rank enters the allreduce, and what it did before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxdp.collectives.allreduce import NativeAllreduce
 from jaxdp.collectives.run_native import engine_of
 from jaxdp.world import World
 
-# Of the durations that are counted: 5 % from one bin to the next, from a microsecond to a quarter of an hour.
+# Histogram bins of lateness: each is 5 % larger than the one before, from a microsecond to a quarter of an hour.
 _LEAST_S, _RATIO, _BINS = 1e-6, 1.05, 423
 
 
@@ -20,9 +20,9 @@ class Times(NamedTuple):
     """Seconds that a rank spent in a step.
 
     Attributes:
-      input: that it waited for its batch.
-      compute: from when it had all that the step needs until its last bucket of gradients was there.
-      waited: from then until all buckets were summed.
+      input: time waited for the batch.
+      compute: time from when all inputs of the step were available until the last gradient bucket was ready.
+      waited: time from then until all buckets were summed.
     """
 
     input: float
@@ -31,15 +31,15 @@ class Times(NamedTuple):
 
 
 class Pace:
-    """Of this rank: takes the times of its steps, and has rank 0 know those of all.
+    """Records the times of this rank's steps, and gathers the times of all ranks on rank 0.
 
-    Ranks have clocks of their own, which are not compared: an allreduce ends on all of them at about the same moment,
-    so that who has waited for it least has come last.
+    The clocks of ranks are not compared. An allreduce ends on all ranks at about the same moment, so the rank that
+    waited least in it arrived last.
 
     Args:
       world: all ranks.
-      allreduce: of the steps. Only the native engine notes when a bucket was there; with others, or in a world of one,
-        there is nothing to take.
+      allreduce: allreduce of the steps. Only the native engine records when a bucket was ready; with other engines, or
+        with a single rank, no times are recorded.
     """
 
     def __init__(self, world: World, allreduce: Any):
@@ -49,17 +49,17 @@ class Pace:
             self._engine = engine_of(world)
             self._plans = [plan.number + part for plan in allreduce.plans for part in range(allreduce.num_devices)]
             self._seen = self._engine.counts()[0]
-        # Of each plan the sums that are over and belong to no step yet: two by one plan follow one another.
+        # For each plan, finished allreduces that belong to no step yet. Allreduces of one plan run one after another.
         self._over: dict[int, collections.deque] = {number: collections.deque() for number in self._plans}
         self._last_end: float | None = None
         self._steps: list[Times] = []
 
     def step_is_done(self, *, dispatched_s: float, input_s: float) -> None:
-        """The next step is over.
+        """Records the times of the step that has just finished.
 
         Args:
-          dispatched_s: when it was given to the devices, by time.perf_counter.
-          input_s: that its batch was waited for.
+          dispatched_s: time at which the step was dispatched to the devices, by time.perf_counter.
+          input_s: seconds that the step waited for its batch.
         """
         if not self._plans:
             return
@@ -70,17 +70,18 @@ class Pace:
         self._seen = over
         of_step = [sums.popleft() for sums in self._over.values()]
         ready, end = max(event.start_s for event in of_step), max(event.end_s for event in of_step)
-        # The first step was compiled.
+        # The first step is left out, because it includes compilation.
         if self._last_end is not None:
             begin = max(self._last_end, dispatched_s)
             self._steps.append(Times(input_s, max(0.0, ready - begin), end - ready))
         self._last_end = end
 
     def take(self) -> np.ndarray | None:
-        """The times of the steps since this was asked last, on rank 0; all ranks call it after the same step.
+        """Gathers the times of the steps since the last call on rank 0; all ranks call it after the same step.
 
         Returns:
-          float64 [ranks, steps, 3], see `Times`; None on other ranks, and where nothing is taken.
+          float64 [ranks, steps, 3], with the fields of `Times` on the last axis; None on other ranks, and if no times
+          are recorded.
         """
         if not self._plans:
             return None
@@ -90,10 +91,10 @@ class Pace:
 
 
 class Stragglers:
-    """On rank 0: what the times of all ranks come to.
+    """Statistics of the step times of all ranks, kept on rank 0.
 
     Args:
-      hosts: of each rank.
+      hosts: for each rank, the name of its host.
     """
 
     def __init__(self, hosts: Sequence[str]):
@@ -103,15 +104,15 @@ class Stragglers:
         self._steps = 0
 
     def add(self, times: np.ndarray) -> dict[str, Any]:
-        """Counts some more steps, and sums them up.
+        """Adds the times of further steps, and returns their statistics.
 
         Args:
-          times: float64 [ranks, steps, 3], see `Times`.
+          times: float64 [ranks, steps, 3], with the fields of `Times` on the last axis.
 
         Returns:
-          For a line of metrics: of each rank the seconds by which it came late, of all these steps the median and the
-          95th percentile, those that it waited for input and those that it computed; and who came latest. Nothing if
-          there was no step.
+          Values for a metrics line: for each rank the median and the 95th percentile of its lateness in these steps,
+          and the means of its input and compute times, all in seconds; and the rank with the largest median lateness.
+          Empty if there are no steps.
         """
         if not times.shape[1]:
             return {}
@@ -125,7 +126,7 @@ class Stragglers:
         return _summary(p50, p95, times[:, :, :2].mean(axis=1))
 
     def summary(self) -> dict[str, Any]:
-        """The same of all steps that were counted; nothing if there was none."""
+        """Returns the same statistics over all steps added so far; empty if there are none."""
         if not self._steps:
             return {}
         shares = np.cumsum(self._late, axis=1) / self._steps
@@ -133,7 +134,7 @@ class Stragglers:
         return _summary(p50, p95, self._sums / self._steps)
 
     def sentence(self) -> str | None:
-        """Who was the slowest, for a person; None if no step was counted."""
+        """Describes the slowest rank in a sentence; None if no steps were added."""
         found = self.summary()
         if not found:
             return None
@@ -141,14 +142,14 @@ class Stragglers:
         others = [compute for other, compute in enumerate(of_ranks["compute_seconds"]) if other != rank]
         return (
             f"slowest: rank {rank} on {self._hosts[rank]}, {of_ranks['late_p50'][rank] * 1e3:.1f} ms late at the "
-            f"allreduce (median), {of_ranks['late_p95'][rank] * 1e3:.1f} ms (95th percentile); a step took it "
-            f"{of_ranks['compute_seconds'][rank] * 1e3:.1f} ms of computing, the others "
-            f"{np.median(others) * 1e3:.1f} ms, and {of_ranks['input_seconds'][rank] * 1e3:.1f} ms of waiting for input"
+            f"allreduce (p50), {of_ranks['late_p95'][rank] * 1e3:.1f} ms (p95); a step took it "
+            f"{of_ranks['compute_seconds'][rank] * 1e3:.1f} ms of compute (median of the other ranks: "
+            f"{np.median(others) * 1e3:.1f} ms) and {of_ranks['input_seconds'][rank] * 1e3:.1f} ms of waiting for input"
         )
 
 
 def lateness(times: np.ndarray) -> np.ndarray:
-    """float64 [ranks, steps]: by how many seconds each rank came later than the first one."""
+    """Seconds by which each rank entered the allreduce after the first rank: float64 [ranks, steps]."""
     waited = times[:, :, 2]
     return waited.max(axis=0) - waited
 

@@ -1,13 +1,14 @@
-"""Keeps a run going on hosts that come and go, where no scheduler does: starts it, and starts it again.
+"""Keeps a run going on hosts that come and go, without a scheduler: starts its job, and restarts it after failures.
 
   launch/supervise --hostfile=hosts -- --config=configs/resnet50_imagenet.py --workdir=runs/resnet50
 
-The file names a host a line, with its ranks behind it ("node07 slots=4", or node07:4; one rank without). Before every
-start each host is asked whether it answers, and the job is started on those that do. If it fails, it goes on from its
-last save, after a while that grows. When a host that was left out answers again, the job is asked to save and is
-started on all of them. The global batch, the order of the data and the rate are the same on any number of hosts.
+The hostfile has one host per line, followed by its number of ranks ("node07 slots=4" or "node07:4"; default 1). Before
+every start each host is probed, and the job starts on the hosts that answer. If the job fails, it restarts after a
+growing delay and resumes from the last checkpoint. When a missing host answers again, the job saves, stops and restarts
+on all hosts that answer. The global batch, the order of the data and the learning rate do not depend on the number of
+hosts.
 
-Signals to make room (SIGUSR1, SIGTERM) are handed on, and end it too, by code 75.
+Preemption signals (SIGUSR1, SIGTERM) are forwarded to the job. They also end the supervisor, with exit code 75.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _LONGEST_BACK_OFF_S = 300.0
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """When to do what.
+    """When to restart a job, and when to give up.
 
     Attributes:
-      most_failures: in a row, without a save between them, after which it gives up.
-      back_off_s: before the second start; twice as long before every further one without a save.
-      look_every_s: how often the hosts that were left out are asked again.
+      most_failures: number of consecutive failures without a new checkpoint after which the supervisor gives up.
+      back_off_s: delay before a restart, in seconds; doubles with every further failure without a new checkpoint.
+      look_every_s: interval between probes of missing hosts, in seconds.
     """
 
     most_failures: int = 5
@@ -54,15 +55,15 @@ class Policy:
 
 
 def read_hosts(path: pathlib.Path) -> dict[str, int]:
-    """The ranks of each host of a file.
+    """Reads the number of ranks per host from a hostfile.
 
     Raises:
-      ValueError: there is none, or a line cannot be understood.
+      ValueError: the file cannot be read or contains no host, a line is invalid, or a host is repeated.
     """
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise ValueError(f"the hostfile {path} cannot be read: {error}") from None
+        raise ValueError(f"cannot read the hostfile {path}: {error}") from None
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.split("#")[0].strip():
@@ -70,46 +71,46 @@ def read_hosts(path: pathlib.Path) -> dict[str, int]:
         found = _LINE.fullmatch(line.strip())
         if found is None or found["ranks"] == "0":
             raise ValueError(
-                f"line {number} of the hostfile {path} is {line.strip()!r}: write it as 'node07 slots=4', with 1 rank "
-                "or more"
+                f"line {number} of the hostfile {path} is invalid: {line.strip()!r}. Write it as 'node07 slots=4', "
+                "with at least 1 rank"
             )
         if found["host"] in hosts:
-            raise ValueError(f"line {number} of the hostfile {path} names {found['host']} again: name each host once")
+            raise ValueError(f"line {number} of the hostfile {path} repeats host {found['host']}: list each host once")
         hosts[found["host"]] = int(found["ranks"] or 1)
     if not hosts:
-        raise ValueError(f"the hostfile {path} names no host: write one a line, as 'node07 slots=4'")
+        raise ValueError(f"the hostfile {path} contains no host: write one per line, e.g. 'node07 slots=4'")
     return hosts
 
 
 def start_command(hosts: Mapping[str, int], *, launcher: Sequence[str], shell: str, is_hydra: bool) -> list[str]:
-    """What starts a command on these hosts.
+    """Returns the launcher's command line that starts a command on these hosts.
 
     Args:
-      hosts: the ranks of each.
-      launcher: the first words: mpiexec, and whatever it is to be told.
-      shell: by which hosts are reached, as ssh.
-      is_hydra: whether the launcher is MPICH's; Open MPI's if not.
+      hosts: number of ranks per host.
+      launcher: first words of the command line: mpiexec and its options.
+      shell: program that reaches other hosts, e.g. ssh.
+      is_hydra: whether the launcher is MPICH's (Hydra); otherwise it is Open MPI's.
     """
     of_hosts, ranks = ",".join(f"{host}:{count}" for host, count in hosts.items()), str(sum(hosts.values()))
     if is_hydra:
         return [*launcher, "-launcher", "ssh", "-launcher-exec", shell, "-hosts", of_hosts, "-n", ranks]
-    # Version 5 of Open MPI has another name for the shell; either takes variables to other hosts only if it is told to.
+    # Open MPI 5 has another name for the shell. All versions pass a variable to other hosts only if it is listed.
     by_shell = ["env", f"OMPI_MCA_plm_rsh_agent={shell}", f"PRTE_MCA_plm_ssh_agent={shell}"]
     exports = [word for name in _EXPORTED if name in os.environ for word in ("-x", name)]
-    # Where ranks may outnumber cores (launch/environment.sh) version 5 would start them all on the first host.
+    # If ranks may outnumber cores (launch/environment.sh), Open MPI 5 would start all ranks on the first host.
     return [*by_shell, *launcher, *exports, "--map-by", "slot", "--host", of_hosts, "-n", ranks]
 
 
 class Supervisor:
-    """Starts jobs of one run, one after the other.
+    """Runs the jobs of one run, one after another.
 
     Args:
-      hosts: the ranks of each, all that there may be.
-      answers: tells of a host whether it does.
-      start: starts a job on some of them.
-      saved: the step of the last save of the run.
-      policy: when to do what.
-      say: where lines go.
+      hosts: number of ranks per host, for all hosts that may be used.
+      answers: returns whether a host answers.
+      start: starts a job on some of the hosts.
+      saved: returns the step of the last checkpoint of the run.
+      policy: when to restart a job, and when to give up.
+      say: prints a status line.
     """
 
     def __init__(
@@ -128,18 +129,18 @@ class Supervisor:
         self._job: subprocess.Popen | None = None
 
     def hear(self, number: int, frame: FrameType | None) -> None:
-        """Of a signal: the job is told, and no other one is started."""
+        """Handles a signal: forwards it to the job, and starts no further job."""
         del frame
         self._asked = number
         if self._job is not None:
             self._tell(self._job)
 
     def _tell(self, job: subprocess.Popen) -> None:
-        # SIGTERM to Open MPI's mpirun would end all ranks at once.
+        # Not SIGTERM, on which Open MPI's mpirun ends all ranks at once.
         job.send_signal(signal.SIGINT if self._asked == signal.SIGINT else signal.SIGUSR1)
 
     def run(self) -> int:
-        """Goes on until the run is done, or cannot go on; the code to exit with."""
+        """Runs jobs until the run is complete or must be given up; returns the exit code."""
         failures, back_off = 0, self._policy.back_off_s
         while not self._is_asked():
             before = self._saved()
@@ -154,11 +155,11 @@ class Supervisor:
             if self._saved() > before:
                 failures, back_off = 0, self._policy.back_off_s
             failures += 1
-            what = "no host answers" if code is None else f"the job ended with code {code}"
+            what = "no host answers" if code is None else f"the job ended with exit code {code}"
             if failures == self._policy.most_failures:
-                self._say(f"{what}: {failures} failures without a save between them, giving up")
+                self._say(f"{what}: giving up after {failures} failures without a new checkpoint")
                 return INTERNAL_ERROR
-            self._say(f"{what}: starting again in {back_off:g} s, from step {self._saved()}")
+            self._say(f"{what}: restarting in {back_off:g} s from step {self._saved()}")
             self._wait(back_off)
             back_off = min(2 * back_off, _LONGEST_BACK_OFF_S)
         return 128 + signal.SIGINT if self._asked == signal.SIGINT else REQUEUE
@@ -167,7 +168,7 @@ class Supervisor:
         return self._asked is not None
 
     def _present(self, hosts: Mapping[str, int]) -> dict[str, int]:
-        """Those of the hosts that answer; the others are named."""
+        """Returns the hosts that answer, and prints the names of the hosts that do not."""
         with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
             present = dict(zip(hosts, pool.map(self._answers, hosts), strict=True))
         if silent := [host for host, is_there in present.items() if not is_there]:
@@ -175,7 +176,7 @@ class Supervisor:
         return {host: ranks for host, ranks in hosts.items() if present[host]}
 
     def _watched(self, hosts: Mapping[str, int]) -> int:
-        """A job's code; it is asked to make room once a host that is not among its own answers again."""
+        """Runs a job and returns its exit code; asks the job to save and stop once a missing host answers again."""
         ranks = sum(hosts.values())
         self._say(f"starting {ranks} ranks on {', '.join(hosts)}, from step {self._saved()}")
         self._job = self._start(hosts)
@@ -187,7 +188,7 @@ class Supervisor:
             time.sleep(_POLL_S)
             if missing and not is_asked and time.monotonic() > look:
                 if back := [host for host in missing if self._answers(host)]:
-                    self._say(f"{', '.join(back)} is back: the job is asked to save and to make room")
+                    self._say(f"{', '.join(back)} available again: asking the job to save and stop")
                     self._job.send_signal(signal.SIGUSR1)
                     is_asked = True
                 look = time.monotonic() + self._policy.look_every_s
@@ -201,27 +202,27 @@ class Supervisor:
 
 
 def main(words: Sequence[str]) -> int:
-    """The command; the code to exit with."""
+    """Runs the command line and returns the exit code."""
     split = words.index("--") if "--" in words else len(words)
     own, of_train = words[:split], words[split + 1 :]
     parser = parse.Parser("launch/supervise", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     defaults = Policy()
-    parser.add_argument("--hostfile", type=pathlib.Path, required=True, help="a host a line, with its ranks")
+    parser.add_argument("--hostfile", type=pathlib.Path, required=True, help="file with a host and its ranks per line")
     parser.add_argument(
-        "--launcher", default="mpiexec", help="what starts ranks, with its options; default %(default)s"
+        "--launcher", default="mpiexec", help="command that starts ranks, with its options; default %(default)s"
     )
-    parser.add_argument("--shell", default="ssh", help="what reaches a host; default %(default)s")
+    parser.add_argument("--shell", default="ssh", help="command that reaches a host; default %(default)s")
     parser.add_argument(
         "--most_failures",
         type=parse.number,
         default=defaults.most_failures,
-        help="without a save between them, after which it gives up; default %(default)s",
+        help="give up after this many failures without a new checkpoint; default %(default)s",
     )
     for name, value, what in [
-        ("back_off", defaults.back_off_s, "before a job that has failed is started again"),
-        ("probe", _PROBE_S, "that a host has to answer in"),
-        ("look_every", defaults.look_every_s, "after which hosts that were left out are asked again"),
+        ("back_off", defaults.back_off_s, "before the first restart of a failed job"),
+        ("probe", _PROBE_S, "within which a host must answer"),
+        ("look_every", defaults.look_every_s, "between probes of missing hosts"),
     ]:
         parser.add_argument(f"--{name}", type=float, default=value, help=f"seconds {what}; default %(default)g")
     try:
@@ -245,7 +246,7 @@ def main(words: Sequence[str]) -> int:
 
     def start(some: Mapping[str, int]) -> subprocess.Popen:
         command = start_command(some, launcher=launcher, shell=arguments.shell, is_hydra=is_hydra)
-        # In a session of its own: signals reach it by way of this process.
+        # In a separate session, so that signals reach the job only through this process.
         return subprocess.Popen(
             [*command, sys.executable, "-m", "jaxdp.train", *of_train], stdin=subprocess.DEVNULL, start_new_session=True
         )

@@ -2,12 +2,12 @@
 
   mpirun -n 4 python -m jaxdp.train --config=configs/digits.py --workdir=runs/digits
 
---config=FILE           the run (default: configs/digits.py)
---config.SETTING=VALUE  another value of one of its settings, as --config.optimizer.momentum=0.8
---workdir=FOLDER        checkpoints and metrics; a run that is there goes on (default: runs/NAME OF THE CONFIG)
---stop_at_step=N        save and end once N steps are done; started again, the run goes on
---profile_steps=A:B     record steps A to B with JAX's profiler, on rank 0, in the workdir's folder profile
---explain               say what the config would do on its cluster, with neither its data nor the cluster
+--config=FILE           config of the run (default: configs/digits.py)
+--config.SETTING=VALUE  override a setting of the config, e.g. --config.optimizer.momentum=0.8
+--workdir=FOLDER        output folder; an interrupted run resumes from it (default: runs/CONFIG_NAME)
+--stop_at_step=N        save and exit after step N; the next start resumes the run
+--profile_steps=A:B     record steps A to B on rank 0 with JAX's profiler, into the folder `profile` of the workdir
+--explain               describe what the config would do on its cluster; needs neither its data nor the cluster
 """
 
 from jaxdp import cli
@@ -17,7 +17,7 @@ from jaxdp.world import World
 def train(arguments: cli.Arguments, world: World) -> None:
     from jaxdp.preemption import Preemption
 
-    # Before what takes seconds to import.
+    # Catch signals before the imports below, which take seconds.
     preemption = Preemption(world)
     from jaxdp import loop, workdir
     from jaxdp.watchdog import watching

@@ -1,4 +1,4 @@
-"""Ends a job in which nothing moves any more, and says who is where: by datagrams, as MPI may be what is stuck."""
+"""Detects hung jobs, reports where each rank is, and aborts. Uses UDP, since MPI itself may hang."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from jaxdp import launcher
 from jaxdp.progress import ALLREDUCE, COMPILE, MINE
 from jaxdp.world import INTERNAL_ERROR, World
 
-# A compiler is given so many times the patience.
+# Factor on the time limit while a rank is in this phase.
 _PATIENCE = {COMPILE: 10.0}
-# Of the time after which it ends a job: how often ranks report.
+# Ranks report this many times within the time limit, and at least once per second.
 _REPORTS = 10
 _MOST_BYTES = 2048
 _DUMP, _ACKNOWLEDGED = b"dump", b"ok"
-# For stacks to be written, and for ranks to end one after the other if rank 0 is gone.
+# Time for stacks to be written, and between the exits of successive ranks if rank 0 is gone.
 _GRACE_S = 2.0
 
 
 @dataclasses.dataclass
 class Seen:
-    """What rank 0 knows of a rank.
+    """What rank 0 knows about a rank.
 
     Attributes:
-      host: of the rank.
-      phase, step, beats: see `Progress`.
-      moved: when that was other than before, by this process's time.monotonic.
-      heard: when it reported last.
-      address: from which it did.
+      host: name of the rank's host.
+      phase, step, beats: last report of the rank, as returned by `Progress.now`.
+      moved: time of the last report that differed from the one before, by rank 0's time.monotonic.
+      heard: time of the last report, by the same clock.
+      address: socket address of the last report; None for rank 0, and before the first report.
     """
 
     host: str
@@ -54,11 +54,11 @@ class Seen:
 
 @contextlib.contextmanager
 def watching(world: World, seconds: float | None) -> Iterator[None]:
-    """A block that all ranks enter together, and leave together if nothing goes wrong: watched, unless seconds is None.
+    """Context in which the watchdog runs; all ranks enter it together, and leave it together if nothing fails.
 
     Args:
       world: all ranks.
-      seconds: see `Watchdog`.
+      seconds: time without progress on any rank after which the job is aborted; None for no watchdog.
     """
     if seconds is None:
         yield
@@ -71,11 +71,11 @@ def watching(world: World, seconds: float | None) -> Iterator[None]:
 
 
 class Watchdog:
-    """Watches from a thread on every rank: all report to rank 0, and it to them.
+    """Watchdog with a thread on every rank: all ranks report to rank 0, which acknowledges the reports.
 
     Args:
-      world: all ranks, which make it together.
-      seconds: in which something must move on some rank.
+      world: all ranks; they must create the watchdog together.
+      seconds: time without progress on any rank after which the job is aborted.
     """
 
     def __init__(self, world: World, seconds: float):
@@ -86,7 +86,7 @@ class Watchdog:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         port = self._socket.getsockname()[1]
-        # Rank 0 may have several addresses; each rank takes the one that answers. The token tells this job from others.
+        # Rank 0 may have several addresses; each rank uses the one that answers. The token identifies this job.
         self._roots, self._token = world.bcast(([(address, port) for address in addresses()], secrets.token_hex(8)))
         self._silent_after = 5 * self._every
         self._heard_of_root: float | None = None
@@ -96,11 +96,11 @@ class Watchdog:
         threading.Thread(target=work, name="jaxdp-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watches no longer."""
+        """Stops the watchdog."""
         self._is_over.set()
 
     def _has_slept(self) -> bool:
-        """Whether this process itself was stopped for a while: what it has not heard in that time means nothing."""
+        """Whether this process itself was suspended for a while, so that missing messages mean nothing."""
         before, self._awake = self._awake, time.monotonic()
         return self._awake - before > self._silent_after + _GRACE_S
 
@@ -108,7 +108,7 @@ class Watchdog:
         return json.dumps([self._token, self._world.rank, *MINE.now()]).encode()
 
     def _watch(self) -> None:
-        """Rank 0: hears all, and ends the job when nothing has moved for too long."""
+        """On rank 0: receives the reports, and aborts the job if no rank makes progress for too long."""
         while not self._is_over.is_set():
             if self._has_slept():
                 now = time.monotonic()
@@ -126,7 +126,7 @@ class Watchdog:
                 self._end()
 
     def _note(self, data: bytes, address: Any) -> None:
-        # Anybody may send anything to a port.
+        # Any process may send anything to this port.
         with contextlib.suppress(ValueError, TypeError):
             token, rank, phase, step, beats = json.loads(data)
             if token != self._token:
@@ -138,7 +138,7 @@ class Watchdog:
 
     def _end(self) -> None:
         text, late = report(self._seen, time.monotonic(), silent_after=self._silent_after)
-        what = f"nothing has moved for {self._seconds:g} s, the job ends"
+        what = f"no rank has made progress for {self._seconds:g} s, aborting the job"
         print(f"jaxdp: error: {what}:\n{text}", file=sys.stderr, flush=True)
         for rank in late:
             if rank == 0:
@@ -149,7 +149,7 @@ class Watchdog:
         _exit(self._world.library)
 
     def _report(self) -> None:
-        """Other ranks: report, and end the job if rank 0 is gone."""
+        """On other ranks: reports to rank 0, and aborts the job if rank 0 is gone."""
         while not self._is_over.is_set():
             if self._has_slept():
                 self._heard_of_root = None
@@ -162,10 +162,10 @@ class Watchdog:
                     print(f"rank {self._world.rank} on {self._world.host}:", file=sys.stderr)
                     faulthandler.dump_traceback()
             self._is_over.wait(self._every)
-            # One after the other: the first one ends all.
+            # Each rank has its own time limit, because the exit of one rank already ends the job.
             since = time.monotonic() if self._heard_of_root is None else self._heard_of_root
             if time.monotonic() - since > self._seconds + self._world.rank * _GRACE_S:
-                what = f"rank 0 on {self._seen[0].host} has been silent for {self._seconds:g} s, the job ends"
+                what = f"no message from rank 0 on {self._seen[0].host} for {self._seconds:g} s, aborting the job"
                 where = f"rank {self._world.rank} of {self._world.size} on {self._world.host}"
                 print(f"jaxdp: error: {what} ({where})", file=sys.stderr, flush=True)
                 _exit(self._world.library)
@@ -176,32 +176,36 @@ class Watchdog:
             yield self._socket.recvfrom(_MOST_BYTES)
 
     def _send(self, data: bytes, address: Any) -> None:
-        # A network that is cut is seen by what does not come.
+        # A broken network is detected by the messages that are missing.
         with contextlib.suppress(OSError):
             self._socket.sendto(data, address)
 
 
 def _exit(library: str) -> NoReturn:
-    """Ends this process, whose launcher ends the job; and the launcher, should it wait for a host that is gone."""
-    # Some clusters hide the processes of others, a job's launcher among them.
+    """Exits, so that the launcher ends the job, and kills the launcher in case it waits for a dead host."""
+    # Some clusters hide other users' processes, and with them the job's launcher.
     with contextlib.suppress(OSError):
         launcher.end(library)
     os._exit(INTERNAL_ERROR)
 
 
 def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, list[int]]:
-    """Who is where, in lines; and the ranks that the others seem to wait for.
+    """Describes where each rank is, and finds the ranks that seem to hold up the job.
 
     Args:
-      ranks: what is known of each.
-      now: by time.monotonic.
-      silent_after: seconds after which a rank should have reported again.
+      ranks: what is known about each rank.
+      now: current time, by time.monotonic.
+      silent_after: seconds without a report after which a rank counts as silent.
+
+    Returns:
+      The description, and the late ranks: the silent ranks or, if there are none, the ranks at the earliest step that
+      do not wait in an allreduce (all ranks at that step if all of them wait).
     """
     silent = [rank for rank, seen in enumerate(ranks) if now - seen.heard > silent_after]
     others = [rank for rank in range(len(ranks)) if rank not in silent]
     least = min((ranks[rank].step for rank in others), default=0)
     behind = [rank for rank in others if ranks[rank].step == least]
-    # Who waits in an allreduce waits for those that have not come to it.
+    # Ranks in an allreduce wait for the ranks that have not entered it.
     late = silent or [rank for rank in behind if ranks[rank].phase != ALLREDUCE] or behind
     lines = []
     for rank in silent:
@@ -214,7 +218,7 @@ def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, 
         groups.setdefault((ranks[rank].phase, ranks[rank].step), []).append(rank)
     for (phase, step), members in sorted(groups.items(), key=lambda group: group[0][1]):
         longest = max(now - ranks[rank].moved for rank in members)
-        who = f"{len(members)} ranks, from rank {members[0]} on"
+        who = f"{len(members)} ranks (first: rank {members[0]})"
         if len(members) == 1:
             who = f"rank {members[0]} on {ranks[members[0]].host}"
         lines.append(f"  {who}: {longest:.0f} s in {phase}, step {step}")
@@ -222,7 +226,7 @@ def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, 
 
 
 def addresses() -> list[str]:
-    """Those at which this host may be reached: all of its own, the loopback last."""
+    """Returns the IPv4 addresses of this host, the loopback addresses last."""
     table = pathlib.Path("/proc/net/fib_trie").read_text()
     found = dict.fromkeys(re.findall(r"\|-- (\S+)\n\s+/32 host LOCAL", table))
     return sorted(found, key=lambda address: address.startswith("127."))

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is."""
+"""The folder of a run: which config it belongs to, and which labels its network predicts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHECKPOINTS = "checkpoints"
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What a network tells apart, and in what.
+    """Classes that a network predicts, and the shape of its images.
 
     Attributes:
-      image_shape: (H, W, C), as images are held.
-      num_classes: K.
-      class_names: of each class; None where the data set has none.
+      image_shape: shape (H, W, C) of the images as stored.
+      num_classes: number of classes.
+      class_names: name of each class; None if the data set has no names.
     """
 
     image_shape: tuple[int, int, int]
@@ -31,46 +31,46 @@ class Labels:
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Looks whether this config can run here, and leaves no trace.
+    """Checks that this config can run in a workdir, without changing the file system.
 
     Raises:
-      ValueError: the folder holds the run of another config, or cannot be written.
+      ValueError: the workdir contains a run with another config, or is not writable.
     """
     there = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "is not yours to write in" if there.is_dir() else "is no folder"
+        why = "is not writable" if there.is_dir() else "is not a folder"
         raise ValueError(f"the workdir {workdir} cannot be written: {there} {why}: choose another --workdir")
     if (workdir / _NAME).exists():
         difference = read_config(workdir).difference(config, free=MAY_CHANGE)
         if difference is not None:
             raise ValueError(
-                f"the workdir {workdir} holds the run of another config: {difference}: choose another --workdir"
+                f"the workdir {workdir} contains a run with another config: {difference}: choose another --workdir"
             )
 
 
 def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Makes the folder this config's.
+    """Writes a config to a workdir, which then belongs to this config.
 
     Raises:
-      ValueError: it cannot be written.
+      ValueError: the workdir cannot be written.
     """
     _write(workdir / _NAME, config.to_dict())
 
 
 def write_labels(labels: Labels, workdir: pathlib.Path) -> None:
-    """Notes what the run in a workdir is trained to tell apart.
+    """Writes the labels of a run to its workdir.
 
     Raises:
-      ValueError: it cannot be written.
+      ValueError: the workdir cannot be written.
     """
     _write(workdir / _LABELS, dataclasses.asdict(labels))
 
 
 def read_labels(workdir: pathlib.Path) -> Labels:
-    """What the run in a workdir tells apart.
+    """Reads the labels of the run in a workdir.
 
     Raises:
-      ValueError: there is none, or it cannot be read.
+      ValueError: the workdir contains no labels, or they cannot be read.
     """
     found = _read(workdir / _LABELS)
     names = found["class_names"]
@@ -88,16 +88,16 @@ def _write(path: pathlib.Path, document: dict[str, Any]) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> Config:
-    """The config of the run in a workdir.
+    """Reads the config of the run in a workdir.
 
     Raises:
-      ValueError: there is none, or it cannot be read.
+      ValueError: the workdir contains no config, or the config cannot be read or is invalid.
     """
     document = _read(workdir / _NAME)
     try:
         return Config.from_dict(document)
     except ValueError as error:
-        raise ValueError(f"{workdir / _NAME} cannot be used: {error}: choose another --workdir") from error
+        raise ValueError(f"invalid config in {workdir / _NAME}: {error}: choose another --workdir") from error
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -106,4 +106,4 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"there is no run in {path.parent}: {path.name} is missing: choose another folder") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {error}: choose another folder") from error
+        raise ValueError(f"cannot read {path}: {error}: choose another folder") from error

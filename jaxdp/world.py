@@ -1,4 +1,4 @@
-"""Ranks, their communicators and their end: the one owner of MPI."""
+"""Owns MPI: the ranks of a job, their communicators, and how the job ends."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from jaxdp import compat, gpus, launcher
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# Ranks that a message names one by one.
+# A message lists at most this many ranks.
 _MOST_RANKS = 8
 
-# What the system says of a disk without room, or of a user without a right to more.
+# Errors of a full disk and of an exceeded quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
-# In which a launcher ends all ranks when it was told of an abort.
+# Time within which the launcher kills all ranks after an abort.
 _KILLED_S = 10.0
 
 USER_ERROR = 2
@@ -39,35 +39,38 @@ INTERNAL_ERROR = 1
 
 
 class UserError(ValueError):
-    """A user's mistake that one rank alone may meet, and when it comes the others cannot be asked: the job ends."""
+    """A user error on a single rank, at a point where ranks cannot agree on it collectively; aborts the job."""
 
 
 class Failure(Exception):  # noqa: N818
-    """Something outside of this program has failed: a disk, a host, memory. One message tells it, and the job ends."""
+    """A failure outside this program, e.g. of a disk, a host or memory; aborts the job with one message."""
 
 
 class AgreedExit(SystemExit):
-    """The end of the job on which all ranks have agreed; any other exit of one rank would leave the rest waiting."""
+    """An exit that all ranks have agreed on; any other exit of one rank would leave the other ranks waiting."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """The ranks of this job, as this one sees them.
+    """The ranks of this job, as seen by this rank.
 
-    Each user of MPI has a communicator to itself, so that no message of one can meet that of another: the host's
-    collectives and broadcasts, the rows of the data on their thread, mpi4jax, the native engine, and what ranks tell
-    one another while all of that is under way.
+    Each user of MPI has its own communicator, a duplicate of MPI_COMM_WORLD, so that messages of different users never
+    match.
 
     Attributes:
-      rank, size: of MPI_COMM_WORLD.
-      local_rank, local_size: among the ranks of this host.
-      leaders: for each rank the first rank on its host.
-      hosts: names of the hosts of all ranks.
+      rank, size: this rank and the number of ranks in MPI_COMM_WORLD.
+      local_rank, local_size: this rank and the number of ranks on this host.
+      leaders: for each rank, the first rank on its host.
+      hosts: for each rank, the name of its host.
       library: name and version of the MPI library.
-      gpus: those of this host that are this rank's.
-      threads: cores that are this rank's, 1 or more; where ranks share cores, its part of them.
-      host_comm, data_comm, device_comm, native_comm, control_comm: clones of MPI_COMM_WORLD.
-      node_comm: the ranks of this host.
+      gpus: GPUs of this host that this rank uses.
+      threads: number of cores of this rank, at least 1; if ranks share cores, its share of them.
+      host_comm: communicator for collectives and broadcasts of host memory.
+      data_comm: communicator for rows of the data set, used by the data thread.
+      device_comm: communicator of mpi4jax.
+      native_comm: communicator of the native engine.
+      control_comm: communicator for agreements between ranks while other communication is in flight.
+      node_comm: communicator of the ranks of this host.
     """
 
     rank: int
@@ -92,22 +95,25 @@ class World:
 
     @property
     def host(self) -> str:
-        """The name of this rank's."""
+        """Name of this rank's host."""
         return self.hosts[self.rank]
 
     @property
     def ranks_per_node(self) -> int | None:
-        """L if rank r is on host r // L for all ranks; None if they are dealt out in another way."""
+        """L if rank r is on host r // L for all ranks; None if ranks are placed differently."""
         size = self.leaders.count(0)
         dealt_in_blocks = self.leaders == tuple(rank // size * size for rank in range(self.size))
         return size if dealt_in_blocks and self.size % size == 0 else None
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """A block that all ranks run, without collectives in it, and that all must pass.
+        """Context of a block that all ranks run and that must succeed on all of them.
 
-        A ValueError is a user's mistake: if it comes on any rank, the first that has one prints it, and all
-        ranks exit together.
+        The block must not contain collectives. A ValueError in the block is a user error: the lowest rank that raised
+        one prints its message, and all ranks exit together.
+
+        Raises:
+          AgreedExit: the block raised a ValueError on some rank.
         """
         error = None
         try:
@@ -124,12 +130,12 @@ class World:
         raise AgreedExit(USER_ERROR)
 
     def require_equal(self, what: str, value: Any, remedy: str = "") -> None:
-        """Ends the job with one message unless all ranks have the same value.
+        """Ends the job with one message unless the value is the same on all ranks.
 
         Args:
-          what: the value's name in the message.
-          value: anything picklable that compares and can be told.
-          remedy: what to do about it.
+          what: name of the value in the message.
+          value: any picklable value; values are compared by their `str`.
+          remedy: what the message tells the user to do.
         """
         difference = self.difference(value)
         with self.together():
@@ -137,12 +143,12 @@ class World:
                 raise ValueError(f"all ranks need the same {what}: {difference}" + (f": {remedy}" if remedy else ""))
 
     def difference(self, value: Any) -> str | None:
-        """Which ranks have another value than most, in words; None if all have the same. All ranks call it."""
+        """Describes which ranks have another value than most; None if all are equal. All ranks must call it."""
         values = [str(of_rank) for of_rank in self.allgather(value)]
         kinds = collections.Counter(values)
         if len(kinds) == 1:
             return None
-        # Of several that are as common as one another, the one that comes first.
+        # In a tie, the value that comes first counts as the usual one.
         usual, count = kinds.most_common(1)[0]
         other = next(of_rank for of_rank in values if of_rank != usual)
         ranks = [rank for rank, of_rank in enumerate(values) if of_rank == other]
@@ -150,23 +156,23 @@ class World:
         return f"{_ranks(ranks)} {verb} {other}, {count} of {self.size} {'has' if count == 1 else 'have'} {usual}"
 
     def bcast(self, value: Any) -> Any:
-        """Rank 0's value, on all ranks."""
+        """Returns rank 0's value on all ranks."""
         return self.host_comm.bcast(value)
 
     def bcast_arrays(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Overwrites these arrays, of the same shapes and dtypes on all ranks, with rank 0's."""
+        """Overwrites these arrays with rank 0's; shapes and dtypes must be the same on all ranks."""
         for array in arrays:
             self.host_comm.Bcast(array.reshape(-1).view(np.uint8))
         return arrays
 
     def allgather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on all ranks."""
+        """Returns the values of all ranks, in rank order, on all ranks."""
         return self.host_comm.allgather(value)
 
     def shared_array(self, shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
-        """An array that the ranks of this host share, its contents undefined; all of them call it together.
+        """Allocates an uninitialised array that the ranks of this host share; they must all call it together.
 
-        It lives as long as MPI.
+        The array is valid until MPI is finalised.
         """
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         if self.local_size == 1 or num_bytes == 0:
@@ -174,7 +180,7 @@ class World:
         from mpi4py import MPI
 
         window: Any = MPI.Win.Allocate_shared(num_bytes if self.local_rank == 0 else 0, 1, comm=self.node_comm)
-        # With a window left over MPICH cannot close its network (libfabric), and a job that went well fails at its end.
+        # If a window stays open, MPICH cannot close its network layer (libfabric), and a successful job fails at exit.
         atexit.register(window.Free)
         whole, _ = window.Shared_query(0)
         return np.frombuffer(whole, np.uint8)[:num_bytes].view(dtype).reshape(shape)
@@ -183,33 +189,35 @@ class World:
         self.host_comm.Barrier()
 
     def abort(self, code: int) -> NoReturn:
-        """Ends all ranks at once, wherever they are: those that wait in MPI for this one would wait for ever."""
+        """Aborts all ranks immediately, because ranks that wait in MPI for this one would wait forever."""
         sys.stdout.flush()
         sys.stderr.flush()
         launcher.wait_until_read()
         from mpi4py import MPI
 
-        # Of any other communicator MPICH's abort is a message to its ranks and an exit of this one: who is quicker, the
-        # launcher that kills the others or the message, decides which code the job has.
+        # With any other communicator, MPICH sends a message to its ranks and exits this process. A race between
+        # this message and the launcher, which kills the other ranks, would then decide the exit code of the job.
         everybody: Any = MPI.COMM_WORLD
         everybody.Abort(code)
-        # MPICH has told the launcher, which kills this one too; an exit that it notices first would count instead.
+        # MPICH has notified the launcher, which kills this process too. If the launcher saw this process exit first,
+        # that exit would count instead.
         if self.size > 1:
             time.sleep(_KILLED_S)
         os._exit(code)
 
 
 def connect() -> World:
-    """Opens MPI and finds this rank's place in it.
+    """Initialises MPI and returns this rank's view of the job.
 
-    From here on an exception that nobody catches in any thread of any rank ends the whole job.
+    Afterwards an uncaught exception in any thread but the main one aborts the whole job; `run` does the same for the
+    main thread.
 
     Raises:
-      SystemExit: the launcher started more ranks than this MPI sees, or MPI serves one thread only; one
-        message on one rank's stderr.
+      SystemExit: the launcher started another number of ranks than MPI sees, or MPI lacks MPI_THREAD_MULTIPLE; one
+        rank prints a message to stderr.
     """
     compat.keep_memory(arenas=launcher.cores())
-    # Open MPI's windows by UCX complain where there is no network for them; ours are of shared memory alone.
+    # Open MPI's UCX windows print warnings if no network supports them; jaxdp only uses windows in shared memory.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     from mpi4py import MPI
 
@@ -240,18 +248,18 @@ def connect() -> World:
     with world.together():
         if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
             raise ValueError(
-                f"jaxdp needs an MPI with MPI_THREAD_MULTIPLE, {world.library} grants level {MPI.Query_thread()}: "
-                "use a build of it with thread support"
+                f"jaxdp needs MPI_THREAD_MULTIPLE, but {world.library} only provides thread level "
+                f"{MPI.Query_thread()}: use a build of MPI with thread support"
             )
     threading.excepthook = lambda hook: _die(world, hook.exc_value)
     return world
 
 
 def run(job: Callable[[World], None]) -> None:
-    """Connects, runs the job, and sees to it that no rank is left behind whatever happens.
+    """Initialises MPI and runs a job; if any rank fails, aborts all ranks so that none is left waiting.
 
     Args:
-      job: what every rank does.
+      job: function that every rank runs.
     """
     world = connect()
     try:
@@ -267,13 +275,13 @@ def _die(world: World, error: BaseException | None) -> NoReturn:
         world.abort(128 + signal.SIGINT)
     where = f"rank {world.rank} of {world.size} on {world.host}"
     if isinstance(error, OSError) and error.errno in _FULL:
-        error = Failure(f"a disk is full: {error}: make room and start again, the run goes on from its last save")
+        error = Failure(f"a disk is full: {error}. Free some space and restart to resume from the last checkpoint")
     if isinstance(error, (UserError, Failure)):
         print(f"jaxdp: error: {error} ({where})", file=sys.stderr)
         world.abort(USER_ERROR if isinstance(error, UserError) else INTERNAL_ERROR)
     if error is not None:
         traceback.print_exception(error)
-    print(f"jaxdp: error: {where} failed and ends the job: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"jaxdp: error: {where} failed, aborting the job: {type(error).__name__}: {error}", file=sys.stderr)
     world.abort(INTERNAL_ERROR)
 
 

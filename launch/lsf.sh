@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains on a cluster with LSF. NOT RUN BY THIS PROJECT, which has no LSF: a start to adapt.
+# Trains on a cluster with LSF. NOT RUN BY THIS PROJECT, which has no LSF: adapt it to your cluster.
 #
-#   bsub < launch/lsf.sh     (with the arguments of jaxdp.train in the environment: export ARGUMENTS="--config=...")
+#   bsub < launch/lsf.sh     (pass the arguments of jaxdp.train in the environment: export ARGUMENTS="--config=...")
 #
-# -wa and -wt have LSF send SIGUSR1 two minutes before the time is over; a code of -Q's puts the job back into the queue.
+# With -wa and -wt LSF sends SIGUSR1 two minutes before the time limit; LSF requeues a job that exits with a code in -Q.
 
 #BSUB -J jaxdp
 #BSUB -n 8
@@ -18,7 +18,7 @@ set -euo pipefail
 cd "$LS_SUBCWD"
 . launch/environment.sh
 
-# Hosts and their ranks in turn, as "node07 4 node08 4".
+# Each host followed by its number of ranks, e.g. "node07 4 node08 4".
 read -ra pairs <<<"$LSB_MCPU_HOSTS"
 hosts=
 ranks=0

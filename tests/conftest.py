@@ -3,12 +3,12 @@ import os
 import pytest
 from jobs import COMPILE_QUICKLY, Jobs
 
-# Before JAX is imported: some tests need several devices, and the tests share the machine with jobs they start.
+# Set before JAX is imported: some tests need several devices, and tests share the machine with the jobs they start.
 os.environ.setdefault("NPROC", "2")
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=4 {COMPILE_QUICKLY}")
 
 
-# These take longest and begin first: pytest-xdist hands the files out in the order of the tests.
+# The slowest files start first: pytest-xdist distributes files in the order of the tests.
 LONGEST = ("test_jobs.py", "test_mpi.py", "test_bench.py", "test_job_failures.py")
 
 
@@ -18,7 +18,7 @@ def jobs(tmp_path_factory) -> Jobs:
 
 
 def pytest_ignore_collect(collection_path, config):
-    """What needs several ranks runs under mpirun only: test_mpi.py starts it."""
+    """Ignores tests/mpi unless it is named: these tests need mpirun, and test_mpi.py starts them."""
     if collection_path.name == "mpi" and not any("tests/mpi" in word for word in config.invocation_params.args):
         return True
     return None

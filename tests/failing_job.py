@@ -1,4 +1,4 @@
-"""A training job in which one rank fails: `failing_job.py WHERE RANK [arguments of jaxdp.train]`."""
+"""Training job in which one rank fails or misbehaves: `failing_job.py WHERE RANK [arguments of jaxdp.train]`."""
 
 import itertools
 import pathlib
@@ -13,7 +13,7 @@ WORKDIR = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
 
 
 def failing(function, *, after):
-    """The function, until it has been called so often."""
+    """Wraps a function so that it fails once it has been called `after` times."""
     calls = iter(range(after))
 
     def instead(*args, **kwargs):
@@ -30,7 +30,7 @@ def failing(function, *, after):
 
 
 def flipping(step, *, after):
-    """A training step that once, after so many, turns one bit of one parameter."""
+    """Wraps a training step so that, after `after` steps, each step flips one bit of one parameter."""
     from jax import lax
     from jax import numpy as jnp
 
@@ -48,7 +48,7 @@ def flipping(step, *, after):
 
 
 def delayed(function, seconds, after):
-    """The function, which takes its time once, after so many calls."""
+    """Wraps a function so that one call, after `after` calls, first sleeps for `seconds`."""
     calls = itertools.count()
 
     def instead(*args, **kwargs):
@@ -60,7 +60,7 @@ def delayed(function, seconds, after):
 
 
 def late(step, seconds):
-    """A training step before which there is always something else to do."""
+    """Wraps a training step so that every step starts `seconds` late."""
 
     def instead(state, batch):
         time.sleep(seconds)
@@ -70,7 +70,7 @@ def late(step, seconds):
 
 
 def narrowed(made, params, stats):
-    """A network with one array of another dtype."""
+    """Returns the network with one parameter cast to float16."""
     params["conv2"]["kernel"] = params["conv2"]["kernel"].astype("float16")
     return made, params, stats
 

@@ -1,4 +1,4 @@
-"""Real jobs, as a user starts them."""
+"""Starts real jobs the way a user does."""
 
 import dataclasses
 import functools
@@ -13,37 +13,37 @@ from typing import Any
 
 import pytest
 
-# The suite has 20 minutes: others show nearly the same as these.
+# The suite is limited to 20 minutes, and other tests cover nearly the same behaviour as these.
 TAKES_LONG = pytest.mark.skipif(
-    "JAXDP_LONG_TESTS" not in os.environ, reason="takes long: JAXDP_LONG_TESTS=1 ./launch/test has it run too"
+    "JAXDP_LONG_TESTS" not in os.environ, reason="slow: run with JAXDP_LONG_TESTS=1 ./launch/test"
 )
-# Of a job that trains for little.
+# Arguments of a short training job.
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
-# Of all that needs ranks, what shows most: launch/test has the other MPI of MPICH and Open MPI pass it as well.
+# The most informative multi-rank tests: launch/test also runs them with the other MPI (MPICH or Open MPI).
 BOTH_MPIS = pytest.mark.both_mpis
 ROOT = pathlib.Path(__file__).parent.parent
-# Tests spend their time compiling small programs that run briefly: three times as fast so.
+# Tests mostly compile small programs that run briefly, so this flag makes them three times as fast.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
 
 
 @functools.cache
 def is_open_mpi() -> bool:
-    """Whether that is what mpirun belongs to."""
+    """Whether `mpirun` belongs to Open MPI."""
     return "Open MPI" in subprocess.check_output(["mpirun", "--version"], text=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Jobs:
-    """Starts commands of jaxdp on some ranks, with a data folder and a cache of their own.
+    """Starts jaxdp commands on a number of ranks, with a separate data folder and compilation cache.
 
     Attributes:
-      folder: for the data, the cache and the runs.
+      folder: folder for the data, the cache and the runs.
     """
 
     folder: pathlib.Path
 
     def environment(self, *, devices: int = 1) -> dict[str, str]:
-        """With so many CPU devices a rank."""
+        """Returns the environment variables of a job with this number of CPU devices per rank."""
         environment = {name: value for name, value in os.environ.items() if name not in ("NPROC", "XLA_FLAGS")}
         environment["TFDS_DATA_DIR"] = str(self.folder / "data")
         environment["JAXDP_CACHE_DIR"] = str(self.folder / "cache")
@@ -53,7 +53,7 @@ class Jobs:
         return environment | {"XLA_FLAGS": " ".join(flags)}
 
     def start(self, ranks: int, *command: str, **environment: Any) -> subprocess.Popen:
-        """`mpirun -n RANKS python COMMAND`, or without mpirun for 0 ranks."""
+        """Starts `mpirun -n RANKS python COMMAND`, or `python COMMAND` for 0 ranks."""
         launcher = ["mpirun", "-n", str(ranks)] if ranks else []
         return subprocess.Popen(
             [*launcher, sys.executable, *command],
@@ -66,7 +66,7 @@ class Jobs:
         )
 
     def run(self, ranks: int, *command: str, timeout: float = 120, **environment: Any) -> "Ended":
-        """The same, to its end; a job that takes longer is killed and fails the test."""
+        """Starts a job and waits for its end. After `timeout` seconds it is killed and the test fails."""
         begin = time.monotonic()
         with self.start(ranks, *command, **environment) as job:
             try:
@@ -77,7 +77,7 @@ class Jobs:
         return Ended(job.returncode, out, err, time.monotonic() - begin)
 
     def train(self, ranks: int, workdir: str, *arguments: str, **environment: Any) -> "Ended":
-        """A training job that must succeed."""
+        """Runs a training job that must succeed."""
         command = ("-m", "jaxdp.train", *arguments, f"--workdir={self.folder / workdir}")
         ended = self.run(ranks, *command, **environment)
         assert ended.code == 0, ended.err
@@ -89,7 +89,7 @@ class Jobs:
     def wait_for_step(
         self, workdir: str, step: int, *, seconds: float = 60, as_long_as: Callable[[], bool] = lambda: True
     ) -> None:
-        """Until the metrics of a job that is running have a line of this step or a later one."""
+        """Waits until the metrics of a running job have a line for this step or a later one."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and as_long_as():
             try:
@@ -101,13 +101,13 @@ class Jobs:
         raise AssertionError(f"step {step} was not reached")
 
     def processes(self, workdir: str) -> dict[int, int]:
-        """Of a training job that is running, by rank."""
+        """Returns the process ids of a running training job, by rank."""
         from jaxdp.faults.job import processes
 
         return processes(self.folder / workdir)
 
     def saved(self, workdir: str, step: int) -> dict:
-        """What was saved beside the state after so many steps: among it the hash of all its bits."""
+        """Returns what the checkpoint of a step holds besides the state, including a hash of all bits of the state."""
         from jaxdp.checkpoint import Checkpoints
 
         return Checkpoints(self.folder / workdir / "checkpoints").noted(step)
@@ -115,7 +115,7 @@ class Jobs:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """A job that has ended."""
+    """The exit code, output and duration of a job that has ended."""
 
     code: int
     out: str

@@ -1,7 +1,7 @@
-"""Runs command lines one after the other in one process.
+"""Runs several command lines, one after another, in one process.
 
-`python -m tests.mistaken FILE`: a list of lists of words, in JSON. Prints of each its exit code, what it said on stderr
-and how long it took.
+`python -m tests.mistaken FILE`: FILE is a JSON list of command lines, each a list of words. Prints a JSON list with the
+exit code, stderr and duration in seconds of each command.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ COMMANDS = {
 told = []
 for command, *words in json.loads(pathlib.Path(sys.argv[1]).read_text()):
     said, code, begin = io.StringIO(), 0, time.monotonic()
-    # Where ml_collections keeps the last config file of each name.
+    # ml_collections keeps the last config file of each name in sys.modules.
     for name in [name for name in sys.modules if name.endswith("_config")]:
         del sys.modules[name]
     sys.argv = [command, *words]

@@ -1,4 +1,4 @@
-"""A training job that notes which examples it is given: `recording_job.py FOLDER [arguments of jaxdp.train]`."""
+"""Training job that records the examples it is given: `recording_job.py FOLDER [arguments of jaxdp.train]`."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ FOLDER = pathlib.Path(sys.argv.pop(1))
 
 
 def noting(step, file):
-    """The training step, which first writes a line of the examples in its batch and their epochs."""
+    """Wraps a training step so that it first writes a line with the examples in its batch and their epochs."""
 
     def instead(state, batch):
         ids, epochs, is_real = map(np.asarray, (batch.id_B, batch.epoch_B, batch.mask_B))

@@ -31,7 +31,7 @@ def save(folder, *steps, keep=3):
     checkpoints.close()
 
 
-def test_a_save_comes_back_to_the_bit(tmp_path):
+def test_checkpoint_is_restored_bit_identically(tmp_path):
     save(tmp_path, 7)
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.latest_step() == 7
@@ -42,18 +42,18 @@ def test_a_save_comes_back_to_the_bit(tmp_path):
     checkpoints.close()
 
 
-def test_every_save_is_made_and_the_last_stay(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     save(tmp_path, *range(1, 8), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["6", "7"]
 
 
-def test_nothing_saved_is_no_error(tmp_path):
+def test_folder_without_checkpoints_has_no_latest_step(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     assert checkpoints.latest_step() is None
     checkpoints.close()
 
 
-def test_a_half_written_save_is_passed_over_and_cleared_away(tmp_path):
+def test_incomplete_checkpoint_is_ignored(tmp_path):
     save(tmp_path, 3)
     half = tmp_path / "4.orbax-checkpoint-tmp"
     half.mkdir()
@@ -70,12 +70,12 @@ def test_a_half_written_save_is_passed_over_and_cleared_away(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"width": 301}, r"params\.layer\.kernel is 300x40 float32 there, and 301x40 float32 in this run"),
-        ({"dtype": np.float16}, r"params\.layer\.bias is 4 float32 there, and 4 float16 in this run"),
-        ({"optimizer": optax.adam(1e-3)}, r"opt_state\.0\.count is missing there"),
+        ({"width": 301}, r"params\.layer\.kernel is 300x40 float32 in the checkpoint, but 301x40 float32 in this run"),
+        ({"dtype": np.float16}, r"params\.layer\.bias is 4 float32 in the checkpoint, but 4 float16 in this run"),
+        ({"optimizer": optax.adam(1e-3)}, r"opt_state\.0\.count is missing in the checkpoint"),
     ],
 )
-def test_the_save_of_another_model_or_optimizer_is_refused(tmp_path, other, message):
+def test_checkpoint_of_another_model_or_optimizer_is_rejected(tmp_path, other, message):
     save(tmp_path, 1)
     checkpoints = Checkpoints(tmp_path)
     with pytest.raises(ValueError, match=message):
@@ -98,9 +98,9 @@ def damage_files(folder, change):
     ],
     ids=["truncated", "zeros", "one bit", "missing"],
 )
-# Orbax closes its event loop while reads that it has given up still report to it.
+# Orbax closes its event loop while reads that it has abandoned still report to the loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_save_is_named(tmp_path, change):
+def test_damaged_checkpoint_is_named_in_the_error(tmp_path, change):
     save(tmp_path, 5)
     damage_files(tmp_path / "5" / "state", change)
     checkpoints = Checkpoints(tmp_path)
@@ -110,11 +110,11 @@ def test_a_damaged_save_is_named(tmp_path, change):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_save_before_a_damaged_one_is_restored_and_that_is_kept_aside(tmp_path, capfd):
+def test_restore_falls_back_past_damaged_checkpoint(tmp_path, capfd):
     save(tmp_path, 3, 4, 5, 6)
     for step in (5, 6):
         damage_files(tmp_path / str(step) / "state", lambda path: path.write_bytes(flipped(path.read_bytes())))
-    # Who only reads changes nothing.
+    # A read-only restore changes nothing on disk.
     restored, position = Checkpoints(tmp_path).restore_newest(state())
     assert (position.step, fingerprint(restored)) == (4, fingerprint(state(4)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "6"]
@@ -129,12 +129,12 @@ def test_the_save_before_a_damaged_one_is_restored_and_that_is_kept_aside(tmp_pa
         Checkpoints(tmp_path, keep=3).restore_newest(state(width=301))
     assert (tmp_path / "4").exists()
     damage_files(tmp_path / "4" / "state", pathlib.Path.unlink)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         Checkpoints(tmp_path, keep=3).restore_newest(state())
     assert Checkpoints(tmp_path, keep=3).restore_newest(state()) is None
 
 
-def test_the_best_saves_stay_beside_the_last(tmp_path):
+def test_best_checkpoints_are_kept_in_addition_to_the_newest(tmp_path):
 
     def save_these(accuracies):
         checkpoints = Checkpoints(tmp_path, keep=2, keep_best=2)
@@ -144,7 +144,7 @@ def test_the_best_saves_stay_beside_the_last(tmp_path):
         return sorted(path.name for path in tmp_path.iterdir())
 
     assert save_these({1: 0.5, 2: 0.9, 3: None, 4: 0.7, 5: 0.9, 6: None, 7: 0.1}) == ["2", "5", "6", "7"]
-    # A job that goes on knows of them what is on the disk. Of 2 and 5 the later one stays.
+    # A resumed job knows the checkpoints that are on disk. Of 2 and 5, which are equally good, the later one is kept.
     assert save_these({8: 0.2, 9: 0.95}) == ["5", "8", "9"]
 
 
@@ -153,7 +153,7 @@ def flipped(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
+def test_failed_background_save_is_reported(tmp_path):
     class Failed:
         def result(self):
             raise ValueError("several leaves") from OSError("No space left on device")
@@ -166,7 +166,7 @@ def test_a_save_that_fails_in_the_background_is_reported(tmp_path):
     checkpoints.close()
 
 
-def test_what_is_late_for_a_failed_save_is_not_told_and_all_else_is(monkeypatch):
+def test_only_late_errors_of_a_failed_save_are_silenced(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     compat._ignore_late_writes.__wrapped__()

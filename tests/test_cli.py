@@ -8,7 +8,7 @@ from jaxdp import cli
 CONFIG = "--config=configs/digits.py"
 
 
-def test_the_default_is_digits():
+def test_default_config_is_digits():
     arguments = cli.parse_train(["train"])
     assert arguments.config.data.name == "digits"
     assert arguments.workdir == pathlib.Path("runs/digits")
@@ -24,7 +24,7 @@ def test_the_default_is_digits():
         ["--config.epochs=3.0", "--stop_at_step=7", "--config", "configs/digits.py", "--workdir=x"],
     ],
 )
-def test_flags_come_in_any_order(words):
+def test_flags_may_come_in_any_order(words):
     arguments = cli.parse_train(["train", *words])
     assert (arguments.config.epochs, arguments.workdir, arguments.stop_at_step) == (3.0, pathlib.Path("x"), 7)
 
@@ -39,11 +39,11 @@ def test_flags_come_in_any_order(words):
         (["--config.batch_size=x"], "invalid literal for int"),
         (["--stop_at_step=0"], "stop_at_step"),
         (["--stop_at_stop=3"], "stop_at_stop"),
-        (["--profile_steps=100"], "the first and the last step to record, as 100:110, not '100'"),
+        (["--profile_steps=100"], "the first and the last step to record, e.g. 100:110, not '100'"),
         (["digits"], "'digits' is not a flag"),
     ],
 )
-def test_a_mistake_is_named(words, message):
+def test_invalid_command_line_is_rejected(words, message):
     with pytest.raises(ValueError, match=message):
         cli.parse_train(["train", *words])
 
@@ -62,15 +62,15 @@ def test_a_mistake_is_named(words, message):
         ),
     ],
 )
-def test_a_config_that_fails_is_named(tmp_path, monkeypatch, text, message):
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # where ml_collections keeps the last one
+def test_invalid_config_file_is_rejected(tmp_path, monkeypatch, text, message):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # ml_collections keeps the last one here
     path = tmp_path / "config.py"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         cli.parse_train(["train", f"--config={path}"])
 
 
-def test_evaluate_needs_a_workdir():
+def test_evaluate_requires_a_workdir():
     assert cli.parse_evaluate(["evaluate", "--workdir=x"]).workdir == pathlib.Path("x")
-    with pytest.raises(ValueError, match="give its folder, as --workdir=runs/digits"):
+    with pytest.raises(ValueError, match=r"no run given: pass its folder, e\.g\. --workdir=runs/digits"):
         cli.parse_evaluate(["evaluate"])

@@ -6,7 +6,7 @@ from jaxdp.plan import Plan, check_world
 
 
 def settings(**changes):
-    """The default config with some settings changed: `optimizer__momentum=0.5`."""
+    """Returns the default config as a dict with some settings changed, e.g. `optimizer__momentum=0.5`."""
     config = get_config().to_dict()
     for name, value in changes.items():
         *groups, last = name.split("__")
@@ -17,7 +17,7 @@ def settings(**changes):
     return config
 
 
-def test_a_config_comes_back_as_it_went_in():
+def test_config_round_trips_through_a_dict():
     config = Config.from_dict(settings())
     assert Config.from_dict(config.to_dict()) == config
     assert config.model.options == {"width": 48}
@@ -26,81 +26,99 @@ def test_a_config_comes_back_as_it_went_in():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": 1.0}, r"config\.learning_rate is not a setting: known are seed, "),
+        ({"learning_rate": 1.0}, r"config\.learning_rate is not a setting: known settings are seed, "),
         ({"optimizer__momentun": 1.0}, r"config\.optimizer\.momentun is not a setting: did you mean 'momentum'\?"),
         ({"batch_size": 1.5}, r"config\.batch_size must be of type int, not 1\.5"),
         ({"batch_size": True}, r"config\.batch_size must be of type int, not True"),
         ({"data__mean": 0.5}, r"config\.data\.mean must be of type tuple.*, not 0\.5"),
-        ({"data": 3}, r"config\.data is a group of settings, not 3"),
+        ({"data": 3}, r"config\.data must be a group of settings, not 3"),
         ({"allreduce__colors": "4"}, r"config\.allreduce\.colors must be of type int, not '4'"),
         ({"epochs": 0}, r"config\.epochs must be a number above 0, not 0"),
         ({"epochs": float("nan")}, r"config\.epochs must be a number above 0, not nan"),
-        ({"seed": -1}, r"config\.seed must be a number of 0 or more, not -1"),
-        ({"optimizer__momentum": 1.0}, r"config\.optimizer\.momentum must be in 0\.\.1, without 1, not 1\.0"),
-        ({"optimizer__name": "adam"}, r"config\.optimizer\.name is 'adam', known are adamw, lars, sgd"),
-        ({"optimizer__beta2": 1.0}, r"config\.optimizer\.beta2 must be in 0\.\.1, without 1, not 1\.0"),
+        ({"seed": -1}, r"config\.seed must be 0 or more, not -1"),
+        ({"optimizer__momentum": 1.0}, r"config\.optimizer\.momentum must be at least 0 and below 1, not 1\.0"),
+        ({"optimizer__name": "adam"}, r"config\.optimizer\.name must be one of adamw, lars, sgd, not 'adam'"),
+        ({"optimizer__beta2": 1.0}, r"config\.optimizer\.beta2 must be at least 0 and below 1, not 1\.0"),
         ({"optimizer__clip_norm": 0.0}, r"config\.optimizer\.clip_norm must be a number above 0, not 0"),
-        ({"label_smoothing": 1.0}, r"config\.label_smoothing must be in 0\.\.1, without 1, not 1\.0"),
-        ({"schedule__boundaries_epochs": (3.0, 2.0)}, r"boundaries_epochs are numbers above 0, the smaller ones first"),
-        ({"schedule__boundaries_steps": (0,)}, r"boundaries_steps are numbers above 0, the smaller ones first"),
+        ({"label_smoothing": 1.0}, r"config\.label_smoothing must be at least 0 and below 1, not 1\.0"),
+        (
+            {"schedule__boundaries_epochs": (3.0, 2.0)},
+            r"boundaries_epochs must be increasing numbers above 0, not \(3\.0, 2\.0\)",
+        ),
+        ({"schedule__boundaries_steps": (0,)}, r"boundaries_steps must be increasing numbers above 0, not \(0,\)"),
         (
             {"model__name": "renset"},
-            r"config\.model\.name is 'renset', known are .*; a model of your own is",
+            r"config\.model\.name must be one of .*, or your own model as 'package.module:Name', not 'renset'",
         ),
         (
             {"data__storage": "encoded", "data__shuffle": "partition", "data__partitions": 2},
             r"'partition' needs config\.data\.storage 'pixels'",
         ),
         ({"optimizer__name": "lars"}, r"LARS has no Nesterov form: set config\.optimizer\.nesterov to False"),
-        ({"schedule__decay": "stairs"}, r"config\.schedule\.decay is 'stairs', known are constant, cosine, polynomial"),
-        ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine is 'nccl', known are native, mpi4jax, xla"),
-        ({"allreduce__algorithm": "rings"}, r"config\.allreduce\.algorithm is 'rings', known are multicolor"),
-        ({"allreduce__wire": "int8"}, r"config\.allreduce\.wire is 'int8', known are float32, bfloat16, float16"),
-        ({"allreduce__inner": "multicolor"}, r"config\.allreduce\.inner is 'multicolor', known are ring, direct"),
+        (
+            {"schedule__decay": "stairs"},
+            r"config\.schedule\.decay must be one of constant, cosine, polynomial, step, not 'stairs'",
+        ),
+        ({"allreduce__engine": "nccl"}, r"config\.allreduce\.engine must be one of native, mpi4jax, xla, not 'nccl'"),
+        ({"allreduce__algorithm": "rings"}, r"config\.allreduce\.algorithm must be one of multicolor, .*, not 'rings'"),
+        ({"allreduce__wire": "int8"}, r"config\.allreduce\.wire must be one of float32, bfloat16, float16, not 'int8'"),
+        (
+            {"allreduce__inner": "multicolor"},
+            r"config\.allreduce\.inner must be one of ring, direct, .*, not 'multicolor'",
+        ),
         ({"allreduce__segment_bytes": 0}, r"config\.allreduce\.segment_bytes must be a number above 0, not 0"),
         (
             {"allreduce__algorithm": "mpi", "allreduce__wire": "float16"},
-            r"config\.allreduce\.wire 'float16' needs another config\.allreduce\.algorithm than 'mpi'",
+            r"config\.allreduce\.wire 'float16' needs a config\.allreduce\.algorithm other than 'mpi'",
         ),
         (
             {"allreduce__engine": "xla", "allreduce__wire": "bfloat16"},
             r"config\.allreduce\.wire 'bfloat16' needs config\.allreduce\.engine 'native' or 'mpi4jax'",
         ),
-        ({"batch_statistics": "node"}, r"config\.batch_statistics is 'node', known are device, world"),
-        ({"data__crop": "centre"}, r"config\.data\.crop is 'centre', known are none, padded, resized"),
-        ({"data__crop_area": (0.5, 1.1)}, r"config\.data\.crop_area is two numbers above 0 and up to 1, the smaller"),
-        ({"data__crop_ratio": (2.0, 0.5)}, r"config\.data\.crop_ratio is two numbers above 0, the smaller one first"),
-        ({"data__crop_ratio": (2.0,)}, r"config\.data\.crop_ratio is two numbers"),
-        ({"data__shuffle": "local"}, r"config\.data\.shuffle is 'local', known are global, partition"),
-        ({"data__shuffle": "partition"}, r"'partition' needs config\.data\.partitions: best the number of nodes"),
+        ({"batch_statistics": "node"}, r"config\.batch_statistics must be one of device, world, not 'node'"),
+        ({"data__crop": "centre"}, r"config\.data\.crop must be one of none, padded, resized, not 'centre'"),
+        (
+            {"data__crop_area": (0.5, 1.1)},
+            r"config\.data\.crop_area must be two numbers above 0 and up to 1, the smaller",
+        ),
+        (
+            {"data__crop_ratio": (2.0, 0.5)},
+            r"config\.data\.crop_ratio must be two numbers above 0, the smaller one first",
+        ),
+        ({"data__crop_ratio": (2.0,)}, r"config\.data\.crop_ratio must be two numbers"),
+        ({"data__shuffle": "local"}, r"config\.data\.shuffle must be one of global, partition, not 'local'"),
+        (
+            {"data__shuffle": "partition"},
+            r"'partition' needs config\.data\.partitions: set it, ideally to the number of nodes",
+        ),
         (
             {"data__shuffle": "partition", "data__partitions": 65},
-            r"config\.data\.partitions is 65, config\.batch_size 64: set it to that or less",
+            r"partitions is 65, but config\.batch_size 64: set config\.data\.partitions to the batch size or less",
         ),
         ({"data__stored_size": 0}, r"config\.data\.stored_size must be a number above 0, not 0"),
-        ({"data__std": (0.0,)}, r"std above 0: they are \(0\.306,\) and \(0\.0,\)"),
-        ({"data__std": (1.0, 1.0)}, "need as many values as one another"),
+        ({"data__std": (0.0,)}, r"std must be above 0: they are \(0\.306,\) and \(0\.0,\)"),
+        ({"data__std": (1.0, 1.0)}, "mean and config.data.std must have the same length"),
     ],
 )
-def test_a_mistake_is_named(changes, message):
+def test_invalid_setting_is_named_in_the_error(changes, message):
     with pytest.raises(ValueError, match=message):
         Config.from_dict(settings(**changes))
 
 
-def test_a_missing_setting_is_named():
+def test_missing_setting_is_named_in_the_error():
     config = settings()
     del config["schedule"]["power"]
     with pytest.raises(ValueError, match=r"config\.schedule\.power is missing"):
         Config.from_dict(config)
 
 
-def test_an_integer_serves_as_a_float_and_a_list_as_a_tuple():
+def test_int_is_accepted_as_float_and_list_as_tuple():
     config = Config.from_dict(settings(epochs=3, data__mean=[1]))
     assert (config.epochs, config.data.mean) == (3.0, (1.0,))
     assert isinstance(config.epochs, float)
 
 
-def test_the_first_difference_is_named_but_for_those_that_may_be():
+def test_first_difference_is_reported_except_in_settings_that_may_change():
     one = Config.from_dict(settings())
     free = Config.from_dict(settings(checkpoint__keep=9, allreduce__colors=2, data__dir="x", log_every_steps=1))
     assert one.difference(free, free=MAY_CHANGE) is None
@@ -113,7 +131,7 @@ def test_the_first_difference_is_named_but_for_those_that_may_be():
     ("epochs", "batch_size", "num_examples", "total"),
     [(30.0, 64, 1437, 674), (1.0, 10, 100, 10), (0.5, 10, 100, 5), (1.0, 64, 10, 1), (3.0, 100, 250, 8)],
 )
-def test_the_last_batch_reaches_the_end_of_the_last_epoch(epochs, batch_size, num_examples, total):
+def test_last_batch_completes_the_last_epoch(epochs, batch_size, num_examples, total):
     config = Config.from_dict(settings(epochs=epochs, batch_size=batch_size, schedule__warmup_epochs=0.0))
     plan = Plan.of(config, num_examples)
     assert plan.total_steps == total
@@ -122,12 +140,12 @@ def test_the_last_batch_reaches_the_end_of_the_last_epoch(epochs, batch_size, nu
     assert total in plan.save_steps
 
 
-def test_evaluations_and_saves_come_as_often_as_asked():
+def test_evaluations_and_saves_follow_their_intervals():
     plan = Plan.of(Config.from_dict(settings(eval_every_epochs=10, checkpoint__every_epochs=15.0)), 640)
     assert (sorted(plan.eval_steps), sorted(plan.save_steps)) == ([100, 200, 300], [150, 300])
 
 
-def test_durations_in_steps_count_in_place_of_those_in_epochs():
+def test_durations_in_steps_override_durations_in_epochs():
     config = settings(steps=25, eval_every_steps=10, checkpoint__every_steps=20, schedule__warmup_steps=5)
     plan = Plan.of(Config.from_dict(config), 640)
     assert (plan.total_steps, plan.warmup_steps) == (25, 5)
@@ -141,30 +159,30 @@ def test_durations_in_steps_count_in_place_of_those_in_epochs():
     [
         (
             {"schedule__warmup_epochs": 30.0},
-            r"it takes 300 steps, the run 300: shorten config\.schedule\.",
+            r"the warmup takes 300 steps, the run 300\. Shorten config\.schedule\.",
         ),
-        ({"steps": 20}, r"it takes 20 steps, the run 20"),
+        ({"steps": 20}, r"the warmup takes 20 steps, the run 20"),
         (
             {"schedule__decay": "step", "schedule__boundaries_epochs": (1.0, 5.0)},
-            r"the rate falls after the warmup: config\.schedule\.boundaries have step 10, the warmup takes 20",
+            r"boundaries must not lie in the warmup: the first one is at step 10, but the warmup takes 20 steps",
         ),
     ],
 )
-def test_a_schedule_that_the_run_has_no_room_for_is_refused(changes, message):
+def test_schedule_that_does_not_fit_the_run_is_rejected(changes, message):
     config = Config.from_dict(settings(**changes))
     with pytest.raises(ValueError, match=message):
         Plan.of(config, 640)
 
 
-def test_the_rate_is_scaled_in_proportion_to_the_batch():
+def test_peak_rate_is_proportional_to_the_batch_size():
     plan = Plan.of(Config.from_dict(settings(batch_size=256, schedule__base_rate=0.1)), 1000)
     assert plan.peak_rate == pytest.approx(0.4)
 
 
-def test_a_world_that_the_config_does_not_fit_is_refused():
+def test_unsuitable_number_of_ranks_is_rejected():
     config = Config.from_dict(settings(batch_size=4, allreduce__colors=3))
     check_world(config, 4)
-    with pytest.raises(ValueError, match=r"config\.batch_size is 4, the world has 5 ranks: raise it to 5 or more"):
+    with pytest.raises(ValueError, match=r"config\.batch_size is 4 and the job has 5 ranks: raise it to 5 or more"):
         check_world(config, 5)
-    with pytest.raises(ValueError, match=r"3 colors need at least 3 ranks, this world has 2"):
+    with pytest.raises(ValueError, match=r"3 colors need at least 3 ranks, but this job has 2"):
         check_world(config, 2)

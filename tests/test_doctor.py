@@ -1,11 +1,11 @@
-"""What the doctor says of this machine, and of one that is ill."""
+"""The report of jaxdp.doctor on this machine and on faulty setups."""
 
 import pytest
 from jobs import BOTH_MPIS
 
 
 @BOTH_MPIS
-def test_a_machine_that_can_train_is_ready(jobs, tmp_path):
+def test_working_machine_is_reported_as_ready(jobs, tmp_path):
     for ranks in (0, 3):
         ended = jobs.run(ranks, "-m", "jaxdp.doctor", f"--workdir={tmp_path / 'runs'}")
         assert ended.code == 0, ended.err
@@ -15,13 +15,13 @@ def test_a_machine_that_can_train_is_ready(jobs, tmp_path):
     for words in (
         "3 ranks: 0 to 2 on",
         "1 x cpu on 0 to 2",
-        "Gbit/s to the next rank, all at once",
+        "Gbit/s to the next rank, all ranks at once",
         "written by all ranks",
     ):
         assert words in ended.out
 
 
-# Something is wrong with rank 1, or with all of them.
+# A job with a faulty setup on rank 1 or on all ranks.
 ILL = """
 import os, sys
 from jaxdp import doctor, preflight, world
@@ -43,12 +43,12 @@ world.run(job)
 @pytest.mark.parametrize(
     ("what", "workdir", "told"),
     [
-        ("core", "runs", "all 3 ranks of a host, from rank 0 on, are bound to its core"),
+        ("core", "runs", "all 3 ranks on the host of rank 0 are bound to core"),
         ("code", "runs", "code of jaxdp is not the same on all ranks: rank 1 has 0123456789ab, 2 of 3 have "),
         ("nothing", "/dev/null/runs", "/dev/null/runs cannot be written on rank 0: "),
     ],
 )
-def test_what_is_wrong_is_listed_with_its_remedy(jobs, tmp_path, what, workdir, told):
+def test_problem_is_listed_with_its_remedy(jobs, tmp_path, what, workdir, told):
     ended = jobs.run(3, "-c", ILL, what, f"--workdir={tmp_path / workdir}")
     assert ended.code == 2
     (to_do,) = [line for line in ended.out.splitlines() if line.startswith("  - ")]

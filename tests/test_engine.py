@@ -32,7 +32,7 @@ class AWorldOfOne:
 
 
 def step_on(num_devices, images, labels):
-    """The state and the metrics after one step with rate 0."""
+    """Runs one step with rate 0. Returns the network, its initial variables, the new state and the metrics."""
     network, params, stats = Network.create("resnet", OPTIONS, image_shape=(8, 8, 1), num_classes=10, seed=0)
     given_up = jax.tree.map(lambda leaf: leaf + 0, (params, stats))
     engine = LocalEngine.create("mpi4jax", 1, jax.devices()[:num_devices])
@@ -53,7 +53,7 @@ def step_on(num_devices, images, labels):
 
 @pytest.mark.parametrize("num_devices", [1, 3, 4])
 @pytest.mark.parametrize("num_examples", [3, 7, 12])
-def test_running_statistics_are_those_of_the_devices_weighted_by_their_examples(num_devices, num_examples):
+def test_running_statistics_average_devices_weighted_by_examples(num_devices, num_examples):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (num_examples, 8, 8, 1), np.uint8)
     labels = rng.integers(0, 10, num_examples).astype(np.int32)
@@ -74,7 +74,7 @@ def test_running_statistics_are_those_of_the_devices_weighted_by_their_examples(
     assert int(after.step) == 1
 
 
-def test_every_device_has_the_same_state():
+def test_every_device_has_the_same_state_after_a_step():
     _, _, after, _ = step_on(4, np.ones((9, 8, 8, 1), np.uint8), np.zeros(9, np.int32))
     for leaf in jax.tree.leaves(after):
         copies = [np.asarray(shard.data).tobytes() for shard in leaf.addressable_shards]
@@ -83,7 +83,7 @@ def test_every_device_has_the_same_state():
 
 
 @pytest.mark.parametrize("num_devices", [1, 3])
-def test_buckets_are_summed_over_devices_and_taken_from_pinned_memory_without_a_copy(num_devices):
+def test_buckets_are_summed_over_devices_without_copying_pinned_memory(num_devices):
     engine = LocalEngine.create("native", 2, jax.devices()[:num_devices])
     staging, sizes = Staging(engine.mesh, engine.host), [7, 12]
 

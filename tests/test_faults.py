@@ -1,4 +1,4 @@
-"""Trials by fire: a few of those of a campaign, and what it makes of them."""
+"""A few trials of a fault campaign, and the rows and table made from trials."""
 
 import json
 
@@ -11,21 +11,21 @@ from jaxdp.faults.endurance import Use
 from jaxdp.faults.kinds import FAULTS
 
 
-def test_a_few_trials_lose_nothing(jobs):
-    """Of the kinds that no other test has, with a seed that has them happen on 2 ranks."""
+def test_trials_recover_bit_identically(jobs):
+    """Uses faults that no other test injects, with a seed for which they occur on 2 ranks."""
     rows = jobs.folder / "faults.jsonl"
     words = ("--trials=2", "--faults=kill-saving,record-cut-off", "--seed=9", f"--json={rows}")
     ended = jobs.run(0, "-m", "jaxdp.faults", *words, f"--workdir={jobs.folder / 'faults'}", timeout=400)
     assert ended.code == 0, ended.out + ended.err
     assert [row.fault for row in read_rows(rows)] == ["kill-saving", "record-cut-off"]
-    assert ended.out.count("recovered, same bits") == 2
+    assert ended.out.count("recovered, bit-identical") == 2
 
 
 ROW = Row(0, "kill", 3, "step 5", 0.1, 4, recovered=True, bit_identical=True)
 BAD = Row(1, "kill", 3, "step 5", 3.0, None, recovered=True, bit_identical=False)
 
 
-def test_a_campaign_is_run_in_pieces(tmp_path):
+def test_campaign_rows_are_appended_and_read_back(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert read_rows(path) == []
     for row in (ROW, BAD):
@@ -33,11 +33,11 @@ def test_a_campaign_is_run_in_pieces(tmp_path):
     assert read_rows(path) == [ROW, BAD]
     assert (ROW.is_good, BAD.is_good) == (True, False)
     path.write_text(json.dumps({"trial": 1}))
-    with pytest.raises(ValueError, match=r"rows\.jsonl cannot be read as rows of trials"):
+    with pytest.raises(ValueError, match=r"cannot read .*rows\.jsonl as rows of trials, one JSON object per line: "):
         read_rows(path)
 
 
-def test_the_table_counts_what_is_good():
+def test_table_summarises_the_trials_of_each_fault():
     *_, line = table([ROW, BAD]).splitlines()
     assert line == f"| {FAULTS['kill'].what} | {FAULTS['kill'].must} | 2 | 1.6, 3.0 | 4 | 2 | 1 |"
 
@@ -45,12 +45,12 @@ def test_the_table_counts_what_is_good():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--faults=fire"], "there is no fault 'fire': known are kill, "),
+        (["--faults=fire"], "unknown fault 'fire': choose from kill, "),
         (["--json=nosuch/rows.jsonl"], "there is no folder nosuch"),
         (["--trials=x"], "invalid int value: 'x'"),
     ],
 )
-def test_a_mistake_is_one_message(jobs, words, message):
+def test_usage_error_is_one_message(jobs, words, message):
     ended = jobs.run(0, "-m", "jaxdp.faults", *words)
     assert ended.code == 2
     assert ended.err.startswith("jaxdp: error: ")
@@ -58,8 +58,8 @@ def test_a_mistake_is_one_message(jobs, words, message):
     assert len(ended.err.splitlines()) == 1
 
 
-def test_growth_is_told_from_noise():
-    """Files and threads may not grow at all, but for those that come with a save; memory by 2 %."""
+def test_growth_is_distinguished_from_noise():
+    """Memory may grow by 2 %. Files and threads may not grow, except for TensorStore's workers."""
 
     def uses(step):
         return {
@@ -77,10 +77,10 @@ def test_growth_is_told_from_noise():
 
 
 @TAKES_LONG
-def test_a_job_is_watched_to_its_end(jobs):
+def test_endurance_run_reports_every_rank(jobs):
     words = ("--ranks=2", "--steps=400", f"--workdir={jobs.folder / 'endurance'}")
     ended = jobs.run(0, "-m", "jaxdp.faults.endurance", *words)
-    # Too short to be flat.
+    # Code 1 reports growth: the job is too short for flat memory.
     assert ended.code in (0, 1), ended.err
     assert ended.out.startswith("2 ranks on ")
     assert len(ended.out.splitlines()) == 4

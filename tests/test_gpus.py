@@ -22,17 +22,17 @@ def shares(num_gpus, num_ranks):
         (2, 3, [Share(("0",), 2), Share(("1",), 1), Share(("0",), 2)]),
     ],
 )
-def test_the_ranks_of_a_node_divide_its_gpus(num_gpus, num_ranks, expected):
+def test_ranks_of_a_node_divide_its_gpus(num_gpus, num_ranks, expected):
     assert shares(num_gpus, num_ranks) == expected
 
 
-def test_what_the_launcher_assigned_is_kept():
+def test_gpus_assigned_by_the_launcher_are_kept():
     for names in (["0"], ["0"]), (["0"], ["1"]):
         assigned = [Visible(tuple(of_rank), assigned=True) for of_rank in names]
         assert [gpus.share(assigned, rank) for rank in (0, 1)] == [Share(tuple(of_rank)) for of_rank in names]
 
 
-def test_ranks_with_several_assigned_gpus_divide_them_among_those_that_have_the_same():
+def test_ranks_with_the_same_assigned_gpus_divide_them():
     one, other = Visible(("0", "1"), assigned=True), Visible(("2", "3"), assigned=True)
     assert [gpus.share([one, other, one, other], rank).names for rank in range(4)] == [("0",), ("2",), ("1",), ("3",)]
 
@@ -45,12 +45,12 @@ def test_ranks_with_several_assigned_gpus_divide_them_among_those_that_have_the_
         ("0,GPU-ab", Visible(("0", "GPU-ab"), assigned=True)),
     ],
 )
-def test_visible_devices(monkeypatch, value, expected):
+def test_cuda_visible_devices_is_parsed(monkeypatch, value, expected):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert gpus.visible() == expected
 
 
-def test_without_an_assignment_all_gpus_of_the_driver_are_visible(monkeypatch, tmp_path):
+def test_all_gpus_of_the_driver_are_visible_without_assignment(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for slot in ("0000:01:00.0", "0000:41:00.0"):
         (tmp_path / slot).mkdir()
@@ -58,8 +58,8 @@ def test_without_an_assignment_all_gpus_of_the_driver_are_visible(monkeypatch, t
     assert gpus.visible() == Visible(("0", "1"), assigned=False)
 
 
-def test_xla_knows_the_flags_of_a_deterministic_run(jobs):
-    """It ends a process that is given one that it does not know."""
+def test_xla_accepts_the_flags_of_a_deterministic_run(jobs):
+    """XLA ends a process that is given an unknown flag."""
     prepared = "compat.prepare_process(threads=1, gpus=Share(()), deterministic=True)"
     shown = "import os, jax; jax.devices(); print(os.environ['XLA_FLAGS'])"
     ended = jobs.run(0, "-c", f"from jaxdp import compat; from jaxdp.gpus import Share; {prepared}; {shown}")
@@ -71,7 +71,7 @@ def test_xla_knows_the_flags_of_a_deterministic_run(jobs):
     ]
 
 
-def test_each_rank_of_a_job_has_its_own(jobs, monkeypatch):
+def test_each_rank_of_a_job_has_its_own_gpus(jobs, monkeypatch):
     code = (
         "import os, jaxdp\n"
         "def tell(world):\n"

@@ -1,4 +1,4 @@
-"""What a run has seen, over all the jobs that it took."""
+"""The examples that a run has used, over all of its jobs."""
 
 import json
 import os
@@ -20,14 +20,14 @@ ARGUMENTS = (
 
 
 def noted(folder):
-    """Of each step of a job: the examples that all its ranks were given, and their epochs."""
+    """Returns, for each step of a job, the examples that its ranks were given and their epochs."""
     ranks = [[json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")]
-    # The last step may have begun on some ranks only.
+    # Some ranks may not have started the last step.
     return [np.concatenate([of_rank[step] for of_rank in ranks], axis=1) for step in range(min(map(len, ranks)))]
 
 
-def test_each_example_is_used_once_an_epoch_whatever_happens_to_the_jobs_and_on_how_many_ranks(jobs):
-    """Three jobs that are killed or told to stop, each on another number of ranks, and one that comes to the end."""
+def test_each_example_is_used_once_per_epoch_despite_restarts_and_rescaling(jobs):
+    """Three jobs on different numbers of ranks are killed or preempted; a fourth job finishes the run."""
     workdir = jobs.folder / "history"
     history = []
     for attempt, (ranks, past_step, how) in enumerate(
@@ -40,9 +40,9 @@ def test_each_example_is_used_once_an_epoch_whatever_happens_to_the_jobs_and_on_
                 os.kill(job.pid if how == signal.SIGUSR1 else jobs.processes("history")[ranks - 1], how)
             out, err = job.communicate(timeout=60)
         assert (job.returncode == 0) == (past_step is None), err
-        begins = re.search(r"goes on from step (\d+)", out)
+        begins = re.search(r"resume    from step (\d+)", out)
         assert (begins is None) == (attempt == 0)
-        # What was done after the save from which a job goes on is forgotten.
+        # A job repeats the steps after the checkpoint that it resumes from.
         history = history[: int(begins[1]) if begins else 0] + noted(ids)
         assert len(history) > (past_step or 0) - 2
     seen, epochs = np.concatenate(history, axis=1)
@@ -53,11 +53,11 @@ def test_each_example_is_used_once_an_epoch_whatever_happens_to_the_jobs_and_on_
 
 
 @TAKES_LONG
-def test_a_step_has_the_same_examples_on_any_number_of_ranks(jobs):
-    """Nor does it matter whether they are those of the job that began."""
+def test_examples_of_a_step_do_not_depend_on_rank_count(jobs):
+    """Also covers a run that is resumed on another number of ranks."""
 
     def given(ranks, workdir, *, until=None):
-        """The sorted examples of each step of a job, and the step from which it goes on."""
+        """Runs a job. Returns the sorted examples of each step and the step from which the job resumed."""
         ids = jobs.folder / "given" / f"{workdir}-{ranks}"
         command = ("tests/recording_job.py", str(ids), *ARGUMENTS, f"--workdir={jobs.folder / workdir}")
         with jobs.start(ranks, *command) as job:
@@ -66,7 +66,7 @@ def test_a_step_has_the_same_examples_on_any_number_of_ranks(jobs):
                 job.send_signal(signal.SIGUSR1)
             out, err = job.communicate(timeout=120)
         assert job.returncode == (0 if until is None else REQUEUE), err
-        begins = re.search(r"goes on from step (\d+)", out)
+        begins = re.search(r"resume    from step (\d+)", out)
         return [sorted(examples.tolist()) for examples, _ in noted(ids)], int(begins[1]) if begins else 0
 
     alone, _ = given(1, "given-1")

@@ -1,4 +1,4 @@
-"""The configs for ImageNet train as they stand, on a small set in its format: 1,000 classes, JPEG files of any size."""
+"""Trains the ImageNet configs on a small data set in the same format: 1,000 classes, JPEG files of any size."""
 
 import colorsys
 import math
@@ -12,17 +12,17 @@ from PIL import Image
 from jaxdp.data.prepare import prepare
 
 SIZES = ((500, 375), (375, 500), (300, 300), (640, 480), (200, 150))
-# Of 1,000: in them the color tells the class.
+# The classes that have images, out of 1,000. The color of an image tells its class.
 CLASSES = range(0, 1000, 125)
 BATCH = 16
-# Two epochs, whose last batches are not full.
+# The batch size divides neither number of images. The steps cover more than two epochs.
 IMAGES = {"train": 3 * BATCH + 5, "val": 19}
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
-    """The folder with the data set imagenet2012."""
+    """Returns the folder with the prepared data set imagenet2012."""
     folder, random = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
     for split, count in IMAGES.items():
         for label in range(1000):
@@ -38,7 +38,7 @@ def sets(tmp_path_factory):
 
 
 def train(jobs: Jobs, sets, ranks, name, *arguments):
-    """Metrics of the steps, and of the evaluations."""
+    """Runs a training job. Returns the metrics of its steps and those of its evaluations."""
     workdir = tempfile.mkdtemp(dir=jobs.folder)
     given = (f"--config=configs/{name}.py", f"--config.data.dir={sets}", f"--config.batch_size={BATCH}")
     jobs.train(ranks, workdir, *given, "--config.log_every_steps=1", *arguments, timeout=400)
@@ -55,11 +55,11 @@ def train(jobs: Jobs, sets, ranks, name, *arguments):
         pytest.param(2, "resnet50_imagenet_lars", marks=TAKES_LONG),
     ],
 )
-def test_it_trains_for_some_steps(jobs, sets, ranks, name):
+def test_config_trains_for_several_steps(jobs, sets, ranks, name):
     steps, evaluations = train(jobs, sets, ranks, name, f"--stop_at_step={STEPS}")
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert all(math.isfinite(line["loss"]) and line["skipped"] == 0 for line in steps)
-    # Untrained it holds all classes for as likely; GoogLeNet has two heads more, of a weight of 0.3.
+    # An untrained network rates all classes equally. GoogLeNet has two auxiliary heads with a weight of 0.3 each.
     heads = 1.6 if name == "googlenet_imagenet" else 1.0
     assert steps[0]["loss"] == pytest.approx(heads * math.log(1000), rel=0.05)
     first, second = (line["test_loss"] for line in evaluations)
@@ -69,7 +69,7 @@ def test_it_trains_for_some_steps(jobs, sets, ranks, name):
 @TAKES_LONG
 @pytest.mark.parametrize("storage", ["pixels", "encoded"])
 def test_resnet50_learns(jobs, sets, storage):
-    """With crops out of the stored pixels, and with published recipes' out of the files: see docs/data.md."""
+    """Covers crops of the stored pixels and the published recipes' crops of the files (see docs/data.md)."""
     shorter = ("--config.epochs=6.0", "--config.schedule.warmup_epochs=2.0", "--config.schedule.warmup_init_rate=0.0")
     rates = ("--config.schedule.boundaries_epochs=(5.0,)", f"--config.data.storage={storage}")
     _, evaluations = train(jobs, sets, 2, "resnet50_imagenet", *shorter, *rates)

@@ -1,4 +1,4 @@
-"""Whole jobs under mpirun: they train, stop and go on, and tell a user's mistakes."""
+"""Complete jobs under mpirun: they train, stop, resume and report usage errors."""
 
 import itertools
 import json
@@ -22,11 +22,11 @@ RESNET = "--config=tests/configs/resnet.py"
 
 @pytest.fixture(scope="module")
 def digits(jobs):
-    """The default config, whole, on 2 ranks."""
+    """A complete run of the default config on 2 ranks."""
     return jobs.train(2, "digits", "--config.allreduce.colors=2")
 
 
-def test_the_default_config_trains_to_98_percent(jobs, digits):
+def test_default_config_trains_to_98_percent(jobs, digits):
     lines = jobs.metrics("digits")
     summary = lines[-1]
     assert summary["summary"] is True
@@ -37,7 +37,7 @@ def test_the_default_config_trains_to_98_percent(jobs, digits):
 
 
 @pytest.mark.usefixtures("digits")
-def test_metrics_have_their_names(jobs):
+def test_metrics_have_the_expected_names(jobs):
     lines = jobs.metrics("digits")
     training = [line for line in lines if "loss" in line]
     evaluation = [line for line in lines if "test_loss" in line]
@@ -48,12 +48,12 @@ def test_metrics_have_their_names(jobs):
     assert list((jobs.folder / "digits" / "tensorboard").iterdir())
 
 
-def test_a_person_sees_the_run(digits):
+def test_settings_and_progress_are_printed(digits):
     for words in [
         "2 ranks",
-        "multicolor colors=2 arity=2; 1 bucket, by native",
+        "multicolor colors=2 arity=2; 1 bucket, native engine",
         "1,437 + 360 images",
-        "64 = 32 a rank",
+        "64 = 32 per rank",
         "674 = 30 epochs",
     ]:
         assert words in digits.out
@@ -62,16 +62,16 @@ def test_a_person_sees_the_run(digits):
 
 
 @pytest.mark.usefixtures("digits")
-def test_a_finished_run_says_so(jobs):
+def test_finished_run_has_nothing_to_do(jobs):
     before = jobs.metrics("digits")
     again = jobs.train(2, "digits", "--config.allreduce.colors=2")
-    assert "nothing to do: step 674 of 674 is done already" in again.out
+    assert "nothing to do: step 674 of 674 is already done" in again.out
     assert jobs.metrics("digits") == before
 
 
 @pytest.mark.usefixtures("digits")
-def test_evaluate_restores_and_finds_the_same_on_any_number_of_ranks(jobs):
-    """Also on fewer ranks than the run has colors."""
+def test_evaluate_finds_the_same_accuracy_on_any_number_of_ranks(jobs):
+    """Also covers fewer ranks than the run has colors."""
     summary = jobs.metrics("digits")[-1]
     for ranks in (0, 3):
         ended = jobs.run(ranks, "-m", "jaxdp.evaluate", f"--workdir={jobs.folder / 'digits'}")
@@ -80,10 +80,10 @@ def test_evaluate_restores_and_finds_the_same_on_any_number_of_ranks(jobs):
 
 
 @TAKES_LONG
-def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
-    """But for float32 rounding, held down by a low rate; tests/mpi/test_training.py holds it to 11 digits in float64.
+def test_loss_does_not_depend_on_the_number_of_ranks(jobs):
+    """Only float32 rounding differs, which a low rate limits. tests/mpi/test_training.py checks 11 digits in float64.
 
-    Seen here: some pairs of runs agree to 1e-7, others to 7e-5.
+    Observed: some pairs of runs agree to 1e-7, other pairs to 7e-5.
     """
     losses = {}
     for ranks, devices in [(1, 1), (3, 1), (2, 2)]:
@@ -95,7 +95,7 @@ def test_the_loss_does_not_depend_on_the_number_of_ranks(jobs):
 
 
 @TAKES_LONG
-def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
+def test_run_resumes_on_another_rank_count_with_the_next_examples(jobs):
     slow = (*SHORT, "--config.schedule.base_rate=0.002", "--config.log_every_steps=1")
     jobs.train(2, "same-ranks", *slow)
     for ranks, stop in ((2, 7), (1, 25), (3, 45)):
@@ -118,7 +118,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_the_next_examples(jobs):
     ],
     ids=["without mpirun", "2x2 devices", "partitions on 2", "resnet on 3, with more of the recipe", "lars on 2"],
 )
-def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments, stops, request):
+def test_stopped_run_resumes_bit_identically(jobs, ranks, devices, arguments, stops, request):
     name = request.node.callspec.id.replace(" ", "-")
     whole, parts = f"whole-{name}", f"parts-{name}"
     jobs.train(ranks, whole, *arguments, devices=devices)
@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(jobs, ranks, devices, arguments,
         ended = jobs.train(ranks, parts, *arguments, f"--stop_at_step={stop}", devices=devices)
         assert f"stopped at step {stop}" in ended.out
     ended = jobs.train(ranks, parts, *arguments, devices=devices)
-    assert "goes on from step 29" in ended.out
+    assert "resume    from step 29" in ended.out
     assert jobs.saved(parts, 45) == jobs.saved(whole, 45)
     timed = ("seconds", "images_per_second", "slowest_rank", "ranks")
     last = [{key: value for key, value in jobs.metrics(run)[-1].items() if key not in timed} for run in (parts, whole)]
@@ -145,29 +145,29 @@ OFTEN = (
 
 @pytest.fixture(scope="module")
 def undisturbed(jobs):
-    """What a run that nothing has happened to has saved at its end."""
+    """Checkpoint metadata at the end of a run without interruptions."""
     assert jobs.train(2, "undisturbed", *OFTEN).err == ""
     return jobs.saved("undisturbed", 45)
 
 
-def test_images_held_as_files_train_to_the_same_bits(jobs, undisturbed):
+def test_encoded_storage_trains_bit_identically(jobs, undisturbed):
     jobs.train(2, "encoded", *OFTEN, "--config.data.storage=encoded")
     assert jobs.saved("encoded", 45) == undisturbed
 
 
-def test_a_run_goes_on_from_the_save_before_a_damaged_one(jobs, undisturbed):
+def test_run_resumes_from_the_checkpoint_before_a_damaged_one(jobs, undisturbed):
     jobs.train(2, "damaged", *OFTEN, "--stop_at_step=30")
     newest = jobs.folder / "damaged" / "checkpoints" / "30"
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
     ended = jobs.train(2, "damaged", *OFTEN)
     assert re.search(r"jaxdp: warning: the checkpoint .*/30 .*: kept aside as 30\.damaged", ended.err)
-    assert "goes on from step 29" in ended.out
+    assert "resume    from step 29" in ended.out
     assert jobs.saved("damaged", 45) == undisturbed
 
 
 @BOTH_MPIS
-def test_a_killed_run_goes_on_to_the_same_bits(jobs, undisturbed):
+def test_killed_run_resumes_bit_identically(jobs, undisturbed):
     command = ("-m", "jaxdp.train", *OFTEN, f"--workdir={jobs.folder / 'killed'}")
     for past_step in (8, 25):
         with jobs.start(2, *command) as job:
@@ -175,7 +175,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(jobs, undisturbed):
             os.kill(job.pid, signal.SIGKILL if past_step == 8 else signal.SIGINT)
             job.communicate(timeout=30)
     ended = jobs.train(2, "killed", *OFTEN)
-    assert "goes on from step" in ended.out
+    assert "resume    from step" in ended.out
     assert jobs.saved("killed", 45) == undisturbed
     assert [line["step"] for line in jobs.metrics("killed") if "loss" in line] == list(range(1, 46))
     kept = [path for path in (jobs.folder / "killed" / "checkpoints").iterdir() if path.name.isdigit()]
@@ -183,8 +183,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(jobs, undisturbed):
 
 
 @pytest.mark.usefixtures("digits")
-def test_a_second_start_compiles_nothing(jobs):
-    """All programs of the step come from the cache: no file of it is new."""
+def test_second_start_compiles_nothing(jobs):
+    """All programs of the step come from the compilation cache, which gets no new file."""
 
     def cached():
         return {path.name for path in (jobs.folder / "cache").rglob("*") if path.is_file()}
@@ -194,18 +194,18 @@ def test_a_second_start_compiles_nothing(jobs):
     assert cached() == before
 
 
-# Those that no process alone has; tests/test_mistakes.py has the others.
+# Mistakes made on several ranks. tests/test_mistakes.py covers those of a single process.
 MISTAKES = {
     "--config=nosuch.py": "there is no config nosuch.py",
-    "--config.batch_size=2": "config.batch_size is 2, the world has 3 ranks",
-    "--config.allreduce.colors=9": "9 colors need at least 9 ranks, this world has 3",
-    "--config.seed=7": "holds the run of another config: config.seed is 0 there and 7 here",
+    "--config.batch_size=2": "config.batch_size is 2 and the job has 3 ranks",
+    "--config.allreduce.colors=9": "9 colors need at least 9 ranks, but this job has 3",
+    "--config.seed=7": "contains a run with another config: config.seed is 0 there and 7 here",
 }
 
 
 @pytest.mark.usefixtures("digits")
 @pytest.mark.parametrize("argument", MISTAKES)
-def test_a_mistake_is_one_clear_message(jobs, argument):
+def test_usage_error_on_several_ranks_is_one_message(jobs, argument):
     ended = jobs.run(3, "-m", "jaxdp.train", argument, f"--workdir={jobs.folder / 'digits'}", timeout=30)
     assert ended.code == 2
     assert ended.seconds < 10
@@ -215,7 +215,7 @@ def test_a_mistake_is_one_clear_message(jobs, argument):
     assert "Traceback" not in ended.err
 
 
-def test_norms_of_all_arrays_are_written_as_often_as_asked(jobs):
+def test_norms_of_all_arrays_are_written_at_their_interval(jobs):
     jobs.train(2, "norms", *SHORT, *LARS, "--config.norms_every_steps=20", "--config.optimizer.trust_coefficient=0.02")
     lines = [line for line in jobs.metrics("norms") if "trust_ratio" in line]
     assert [line["step"] for line in lines] == [20, 40]
@@ -228,17 +228,17 @@ def test_norms_of_all_arrays_are_written_as_often_as_asked(jobs):
         assert line["trust_ratio"]["head.bias"] == 1
 
 
-def test_some_steps_are_profiled(jobs):
+def test_requested_steps_are_profiled(jobs):
     jobs.train(2, "profiled", *SHORT, "--profile_steps=5:7", "--stop_at_step=10")
     assert list((jobs.folder / "profiled" / "profile").rglob("*.xplane.pb"))
     ended = jobs.run(2, "-m", "jaxdp.train", *SHORT, "--profile_steps=5:7", f"--workdir={jobs.folder / 'profiled'}")
     assert ended.code == 2
-    assert "this job does the steps 11 to 45: --profile_steps=5:7 does not lie between them" in ended.err
+    assert "this job runs steps 11 to 45: --profile_steps=5:7 is outside that range" in ended.err
 
 
 @TAKES_LONG
-def test_batch_statistics_of_the_world_are_the_same_by_every_engine(jobs):
-    """But for float32 rounding; tests/mpi/test_training.py holds the other engines to 9 digits in float64."""
+def test_world_batch_statistics_agree_between_engines(jobs):
+    """Only float32 rounding differs. tests/mpi/test_training.py checks native and mpi4jax to 9 digits in float64."""
     losses = []
     for ranks, devices, engine in ((1, 1, "native"), (2, 2, "xla")):
         statistics = ("--config.batch_statistics=world", "--config.schedule.base_rate=0.002", RESNET)
@@ -249,15 +249,15 @@ def test_batch_statistics_of_the_world_are_the_same_by_every_engine(jobs):
     assert losses[1] == pytest.approx(losses[0], rel=5e-4)
 
 
-def test_a_mistake_leaves_no_workdir_behind(jobs):
+def test_usage_error_leaves_no_workdir_behind(jobs):
     ended = jobs.run(2, "-m", "jaxdp.train", "--config.data.name=nosuch", f"--workdir={jobs.folder / 'mistaken'}")
     assert ended.code == 2
     assert "there is no data set 'nosuch'" in ended.err
     assert not (jobs.folder / "mistaken").exists()
 
 
-def test_a_launcher_of_another_mpi_is_refused(jobs, monkeypatch):
-    """It starts worlds of one, each of which would train on its own."""
+def test_launcher_of_another_mpi_is_rejected(jobs, monkeypatch):
+    """Such a launcher starts independent single-rank jobs, each of which would train alone."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     results = []
     for rank in range(2):
@@ -268,7 +268,7 @@ def test_a_launcher_of_another_mpi_is_refused(jobs, monkeypatch):
     assert "jaxdp: error" not in results[1].err
 
 
-def test_a_data_set_that_has_changed_is_not_gone_on_with(jobs):
+def test_run_does_not_resume_on_a_changed_data_set(jobs):
     jobs.train(2, "changed", *SHORT, "--stop_at_step=2")
     info = next((jobs.folder / "data" / "digits").rglob("dataset_info.json"))
     before = info.read_text()
@@ -280,24 +280,24 @@ def test_a_data_set_that_has_changed_is_not_gone_on_with(jobs):
     finally:
         info.write_text(before)
     assert ended.code == 2
-    assert "cannot be gone on with: its data is 'digits/1.0.0 " in ended.err
+    assert re.search(r"cannot resume from the checkpoint in .*: its data is 'digits/1\.0\.0 ", ended.err)
     assert len([line for line in ended.err.splitlines() if "jaxdp: error:" in line]) == 1
 
 
-def test_help_is_the_commands_own(jobs):
+def test_help_describes_the_command(jobs):
     ended = jobs.run(2, "-m", "jaxdp.train", "--help")
     assert ended.code == 0
     assert ended.out.count("Trains a network on all ranks.") == 1
 
 
-def test_no_output_but_rank_0s(digits):
+def test_only_rank_0_prints(digits):
     starts = [line for line in digits.out.splitlines() if line.startswith("jaxdp ")]
     assert len(starts) == 1
     for before, after in itertools.pairwise(line for line in digits.out.splitlines() if "/674" in line):
         assert before != after
 
 
-def test_what_auto_has_chosen_is_kept_when_the_run_goes_on(jobs):
+def test_resumed_run_keeps_the_algorithms_chosen_by_auto(jobs):
     auto = (*SHORT, "--config.allreduce.algorithm=auto")
     first = jobs.train(3, "auto", *auto, "--stop_at_step=5")
     assert "chosen from measurements" in first.out
@@ -314,15 +314,15 @@ XLA = (*SHORT, "--config.allreduce.engine=xla")
 
 @pytest.fixture(scope="module")
 def by_xla(jobs):
-    """A whole short run with JAX's own collectives, on 2 ranks of 2 devices."""
+    """A complete short run with JAX's own collectives on 2 ranks with 2 devices each."""
     return jobs.train(2, "xla", *XLA, devices=2)
 
 
 @BOTH_MPIS
-def test_xla_trains_as_mpi4jax_does(jobs, by_xla):
+def test_xla_engine_trains_like_the_native_engine(jobs, by_xla):
     assert "by XLA (gloo)" in by_xla.out
     jobs.train(2, "xla_rival", *SHORT, devices=2)
-    # Float32 sums in another order; see test_the_loss_does_not_depend_on_the_number_of_ranks.
+    # Float32 values are summed in another order; see test_loss_does_not_depend_on_the_number_of_ranks.
     for mine, other in zip(jobs.metrics("xla"), jobs.metrics("xla_rival"), strict=True):
         assert mine["step"] == other["step"]
         if "loss" in mine:
@@ -332,10 +332,10 @@ def test_xla_trains_as_mpi4jax_does(jobs, by_xla):
 
 
 @pytest.mark.usefixtures("by_xla")
-def test_xla_saves_goes_on_and_evaluates(jobs):
+def test_xla_engine_saves_resumes_and_evaluates(jobs):
     jobs.train(2, "xla_stopped", *XLA, "--stop_at_step=20", devices=2)
     again = jobs.train(2, "xla_stopped", *XLA, devices=2)
-    assert "goes on from step 20" in again.out
+    assert "resume    from step 20" in again.out
     last = max(line["step"] for line in jobs.metrics("xla"))
     assert jobs.saved("xla_stopped", last)["fingerprint"] == jobs.saved("xla", last)["fingerprint"]
     ended = jobs.run(3, "-m", "jaxdp.evaluate", f"--workdir={jobs.folder / 'xla'}")

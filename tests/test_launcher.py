@@ -1,4 +1,4 @@
-"""What is known of the program that started a rank."""
+"""What a rank derives from its launcher and host: place, cores and memory arenas."""
 
 import os
 
@@ -31,13 +31,13 @@ print(path.read_text().count("<heap nr="))
     [
         ({"PMI_RANK": "3", "PMI_SIZE": "8"}, (3, 8)),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
-        # A launcher inside a step of Slurm, whose variables its processes inherit.
+        # A launcher inside a Slurm step: its processes inherit the variables of the step.
         ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "5", "PMI_SIZE": "6"}, (5, 6)),
         ({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}, (2, 4)),
         ({"SLURM_PROCID": "0"}, None),
     ],
 )
-def test_a_rank_knows_its_place_before_mpi_is_open(monkeypatch, variables, place):
+def test_rank_and_size_are_known_before_mpi_is_initialised(monkeypatch, variables, place):
     for names in launcher._VARIABLES:
         for name in names:
             monkeypatch.delenv(name, raising=False)
@@ -49,7 +49,7 @@ def test_a_rank_knows_its_place_before_mpi_is_open(monkeypatch, variables, place
 @pytest.mark.parametrize(
     ("bound", "local_size", "cores"), [(64, None, 64), (64, 4, 16), (64, 3, 21), (64, 100, 1), (16, 4, 16), (1, 8, 1)]
 )
-def test_cores_are_those_one_is_bound_to_or_ones_part_of_the_hosts(monkeypatch, bound, local_size, cores):
+def test_cores_are_bound_cores_or_a_share_of_the_host(monkeypatch, bound, local_size, cores):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
     for name in launcher._LOCAL_SIZES:
@@ -59,7 +59,7 @@ def test_cores_are_those_one_is_bound_to_or_ones_part_of_the_hosts(monkeypatch, 
     assert launcher.cores() == cores
 
 
-def test_threads_share_as_many_arenas_of_memory_as_the_rank_has_cores(jobs):
-    """The C library's own 8 a core each keep what a save has used."""
+def test_number_of_malloc_arenas_equals_the_number_of_cores(jobs):
+    """By default the C library creates up to 8 arenas per core, and each retains the memory that a save has used."""
     ended = jobs.run(0, "-c", ARENAS, str(jobs.folder / "arenas"))
     assert (ended.code, ended.out) == (0, "1\n"), ended.err

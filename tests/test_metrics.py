@@ -8,7 +8,7 @@ from jaxdp.metrics import MetricsWriter, Progress, TrainLog, read_metrics
 VALUES = {"loss": 0.5, "accuracy": 0.75, "learning_rate": 0.1, "images_per_second": 1234.5}
 
 
-def test_a_resumed_run_writes_over_what_it_does_again(tmp_path):
+def test_resumed_run_overwrites_the_steps_it_repeats(tmp_path):
     writer = MetricsWriter(tmp_path, resume_step=0)
     for step in (1, 2, 3):
         writer.write(step, loss=float(step))
@@ -24,7 +24,7 @@ def test_a_resumed_run_writes_over_what_it_does_again(tmp_path):
     assert read_metrics(tmp_path) == lines
 
 
-def test_tensorboard_has_the_values(tmp_path):
+def test_tensorboard_receives_the_values(tmp_path):
     writer = MetricsWriter(tmp_path, resume_step=0)
     writer.write(5, loss=0.25, norm={"head.bias": 2.0, "head.kernel": None})
     writer.close()
@@ -34,7 +34,7 @@ def test_tensorboard_has_the_values(tmp_path):
     assert b"head.kernel" not in events.read_bytes()
 
 
-def test_plain_lines_in_a_file():
+def test_progress_without_a_bar_is_plain_lines():
     out = io.StringIO()
     progress = Progress(100, first_step=0, bar=False, out=out)
     progress.update(20, epoch=1.5, values=VALUES, seconds_per_step=2.0)
@@ -44,7 +44,7 @@ def test_plain_lines_in_a_file():
     )
 
 
-def test_a_bar_on_a_terminal():
+def test_progress_bar_shows_metrics_and_keeps_messages():
     out = io.StringIO()
     progress = Progress(100, first_step=0, bar=True, out=out)
     progress.update(20, epoch=1.5, values=VALUES, seconds_per_step=2.0)
@@ -55,7 +55,7 @@ def test_a_bar_on_a_terminal():
     assert "a line that stays\n" in out.getvalue()
 
 
-def test_a_line_has_the_means_since_the_last_one(monkeypatch):
+def test_metrics_are_means_since_the_last_line(monkeypatch):
     clock = iter([10.0, 14.0, 14.0, 15.0, 15.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     log = TrainLog(batch_size=8)

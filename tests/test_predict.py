@@ -1,4 +1,4 @@
-"""What is done with a run that is over: predictions, and runs that begin with its weights."""
+"""Uses of a finished run: predictions, and new runs that start from its weights."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 @pytest.fixture(scope="module")
 def trained(jobs):
-    """Some epochs of digits, with a mean of its parameters."""
+    """A run of 8 epochs on digits that also averages its parameters."""
     arguments = ("--config.epochs=8.0", "--config.average_decay=0.9")
     jobs.train(2, "trained", *arguments)
     return jobs.folder / "trained"
@@ -20,7 +20,7 @@ def trained(jobs):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """40 digits as files, in two folders; by name their labels."""
+    """40 digits as PNG files in two folders. File names end with the label."""
     folder, digits = tmp_path_factory.mktemp("photos"), load_digits()
     for index in range(40):
         path = folder / ("a" if index < 20 else "b") / f"{index:02}-{digits.target[index]}.png"
@@ -29,7 +29,7 @@ def photos(tmp_path_factory):
     return folder
 
 
-def test_images_get_their_classes_on_any_number_of_ranks(jobs, trained, photos, tmp_path):
+def test_predictions_do_not_depend_on_the_number_of_ranks(jobs, trained, photos, tmp_path):
     found = {}
     for ranks in (0, 3):
         path = tmp_path / f"{ranks}.json"
@@ -51,10 +51,10 @@ def test_images_get_their_classes_on_any_number_of_ranks(jobs, trained, photos, 
     assert right >= 37
 
 
-def test_what_cannot_be_predicted_is_one_message(jobs, trained, photos, tmp_path):
+def test_prediction_error_is_one_message(jobs, trained, photos, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     for workdir, image, message in [
-        (trained, tmp_path / "notes.txt", "notes.txt is no image that can be decoded"),
+        (trained, tmp_path / "notes.txt", "notes.txt is not an image that can be decoded"),
         (trained / "checkpoints" / "1", photos, "there is no checkpoint in"),
     ]:
         ended = jobs.run(2, "-m", "jaxdp.predict", f"--workdir={workdir}", str(image))
@@ -64,8 +64,8 @@ def test_what_cannot_be_predicted_is_one_message(jobs, trained, photos, tmp_path
         assert "Traceback" not in ended.err
 
 
-def test_a_run_begins_with_the_weights_of_another(jobs, trained):
-    """And goes on when those are no longer there."""
+def test_run_starts_from_the_weights_of_another_run(jobs, trained):
+    """The new run can be resumed after the other one has been deleted."""
     given = shutil.copytree(trained, jobs.folder / "given")
     begin = (*SHORT, f"--config.init_from={given}", "--config.log_every_steps=1", "--config.schedule.base_rate=1e-6")
     begin = (*begin, "--config.schedule.warmup_init_rate=1e-6")
@@ -76,7 +76,7 @@ def test_a_run_begins_with_the_weights_of_another(jobs, trained):
     lines = jobs.metrics("begun")
     assert lines[0]["loss"] < 0.5
     assert lines[-1]["test_accuracy"] == pytest.approx(evaluated["test_accuracy"], abs=1 / 360)
-    # With a head of its own it begins anew there; the features have grown to fit that of seed 0, even untrained.
+    # A skipped head starts from random values. Seed 1, because the features fit even the untrained head of seed 0.
     saved = [
         "--config.seed=1",
         f"--config.init_from={trained / 'checkpoints' / str(evaluated['step'])}",

@@ -1,4 +1,4 @@
-"""Jobs that are asked to make room."""
+"""Preemption: jobs that a signal asks to save and stop."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def whole(jobs):
 
 
 def stopped(jobs, workdir, *arguments, number=signal.SIGUSR1, rank=None, past_step=20):
-    """Starts a job, sends a signal to it, or to one of its ranks, and gives its code and what it said."""
+    """Starts a job, signals mpirun or one rank, and returns the exit code, stdout and stderr."""
     command = ("-m", "jaxdp.train", *LONG, *arguments, f"--workdir={jobs.folder / workdir}")
     with jobs.start(3, *command) as job:
         jobs.wait_for_step(workdir, past_step)
@@ -35,13 +35,13 @@ def stopped(jobs, workdir, *arguments, number=signal.SIGUSR1, rank=None, past_st
     return job.returncode, out, err
 
 
-def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whole):
-    """Asked by a signal to one of its ranks."""
+def test_preempted_job_saves_and_resumes_bit_identically(jobs, whole):
+    """Only one of the ranks is signalled."""
     workdir = "preempted"
     code, out, err = stopped(jobs, workdir, rank=2)
     assert code == REQUEUE
     (saved,) = (jobs.folder / workdir / "checkpoints").iterdir()
-    assert f"stopped at step {saved.name} as asked" in out
+    assert f"stopped at step {saved.name} as requested" in out
     assert 20 <= int(saved.name) < 180
     assert "Traceback" not in err
     jobs.train(3, workdir, *LONG)
@@ -50,15 +50,15 @@ def test_a_job_that_is_asked_saves_stops_and_goes_on_to_the_same_bits(jobs, whol
 
 
 @BOTH_MPIS
-def test_exchanges_that_are_under_way_end_together(jobs):
-    """Asked by a signal to mpirun, which all ranks get; Open MPI's takes SIGTERM as an order to end them itself."""
+def test_exchanges_in_progress_end_together_on_preemption(jobs):
+    """mpirun forwards the signal to all ranks. On SIGTERM, Open MPI's mpirun would end the ranks itself."""
     number = signal.SIGUSR1 if is_open_mpi() else signal.SIGTERM
     code, _, err = stopped(jobs, "preempted-partitions", *PARTITIONS, number=number)
     assert code == REQUEUE, err
     assert err.count(f"{number.name} on rank 0 of 3: the job saves after this step or the next one, and ends") == 1
 
 
-def test_before_the_first_step_a_job_ends_at_once(jobs):
+def test_job_preempted_before_the_first_step_ends_at_once(jobs):
     command = ("-m", "jaxdp.train", *LONG, f"--workdir={jobs.folder / 'preempted-early'}")
     with jobs.start(3, *command) as job:
         while not (jobs.folder / "preempted-early" / "config.json").exists():
@@ -72,8 +72,8 @@ def test_before_the_first_step_a_job_ends_at_once(jobs):
     assert not list((jobs.folder / "preempted-early" / "checkpoints").iterdir())
 
 
-def test_when_all_is_saved_signals_change_nothing_to_the_very_end():
-    """Python takes its handlers away before it has ended."""
+def test_signals_are_ignored_after_the_final_save():
+    """Covers the time until the process has ended, because Python removes its signal handlers earlier."""
     code = (
         "from types import SimpleNamespace; from jaxdp.preemption import Preemption\n"
         "preemption = Preemption(SimpleNamespace(rank=0, size=1, is_root=True))\n"
@@ -87,7 +87,7 @@ def test_when_all_is_saved_signals_change_nothing_to_the_very_end():
 
 
 class Two:
-    """A world of two ranks, of which the other one has begun so many exchanges."""
+    """A world of two ranks. The other rank has begun `other` exchanges."""
 
     def __init__(self, other):
         self.other = other
@@ -97,7 +97,7 @@ class Two:
 
 
 @pytest.mark.parametrize(("other", "more"), [(1, 0), (2, 0), (4, 2)])
-def test_a_closed_gate_lets_through_what_has_begun_elsewhere(other, more):
+def test_closed_gate_admits_exchanges_begun_on_other_ranks(other, more):
     gate = Gate()
     assert gate.begin()
     assert gate.begin()
@@ -105,7 +105,7 @@ def test_a_closed_gate_lets_through_what_has_begun_elsewhere(other, more):
     assert [gate.begin() for _ in range(3)] == [True] * more + [False] * (3 - more)
 
 
-def test_no_exchange_begins_while_ranks_are_asked():
+def test_no_exchange_begins_while_a_gate_closes():
     gate, begun = Gate(), []
 
     class World:

@@ -1,4 +1,4 @@
-"""The README's commands and configs work as they stand."""
+"""The commands, configs and code in the README work as written."""
 
 import os
 import pathlib
@@ -23,8 +23,8 @@ def commands():
     return [line.split("#")[0].split() for line in lines if line]
 
 
-def test_the_first_command_trains(jobs):
-    """As written, but shorter and into a folder of the test's."""
+def test_first_readme_command_trains(jobs):
+    """Runs the command as written, except for fewer epochs and a temporary workdir."""
     command = next(words for words in commands() if words[0] == "./launch/train")
     shorter = ["--config.epochs=3.0", f"--workdir={jobs.folder / 'readme'}"]
     ended = subprocess.run(
@@ -34,12 +34,12 @@ def test_the_first_command_trains(jobs):
     assert "finished: test accuracy" in ended.stdout
 
 
-def test_the_second_command_is_what_ci_runs():
+def test_ci_runs_the_readme_test_command():
     assert ["./launch/test"] in commands()
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec ./launch/test")
 
 
-def test_the_clusters_commands_are_understood():
+def test_readme_cluster_commands_can_be_parsed():
     for words in commands():
         if "jaxdp.train" in words:
             assert cli.parse_train(words[words.index("jaxdp.train") :]).config is not None
@@ -49,14 +49,14 @@ def test_the_clusters_commands_are_understood():
             assert allreduce_parser().parse_args(words[words.index("allreduce") + 1 :]).sizes
 
 
-def test_the_config_is_one(tmp_path, monkeypatch):
+def test_readme_config_is_valid(tmp_path, monkeypatch):
     (code,) = (block for block in blocks("python") if "get_config" in block)
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(ROOT)
     assert cli.parse_train(["train", f"--config={tmp_path / 'mine.py'}"]).config.optimizer.name == "lars"
 
 
-def test_the_training_loop_of_ones_own_trains(jobs, tmp_path):
+def test_readme_training_loop_trains(jobs, tmp_path):
     (code,) = (block for block in blocks("python") if "jaxdp.run" in block)
     (tmp_path / "loop.py").write_text(code)
     ended = jobs.run(2, str(tmp_path / "loop.py"))
@@ -66,16 +66,16 @@ def test_the_training_loop_of_ones_own_trains(jobs, tmp_path):
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!http)[^)]+)\)", README))
-def test_links_lead_somewhere(target):
+def test_readme_links_exist(target):
     assert (ROOT / target).exists()
 
 
-def test_scripts_can_be_executed():
+def test_scripts_are_executable():
     for path in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]:
         assert os.access(path, os.X_OK) or path.suffix == ".sh"
 
 
-def test_the_drawing_is_of_the_trees_that_the_code_lays():
+def test_readme_drawing_matches_the_multicolor_trees():
     from jaxdp.collectives.algorithms import multicolor
 
     schedule = multicolor(6, colors=2, arity=2)
@@ -85,7 +85,7 @@ def test_the_drawing_is_of_the_trees_that_the_code_lays():
     assert up == first | second
 
 
-def test_a_model_data_and_augmentation_of_ones_own_train(jobs, tmp_path, monkeypatch):
+def test_readme_model_data_and_augmentation_train(jobs, tmp_path, monkeypatch):
     code = [block for block in blocks("python") if "class Linear" in block or "class Stripes" in block]
     (tmp_path / "mine.py").write_text("\n".join(code))
     (tmp_path / "config.py").write_text(CONFIG_OF_ONES_OWN)

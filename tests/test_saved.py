@@ -1,4 +1,4 @@
-"""Weights to begin with."""
+"""Initial weights that are loaded from an archive or a run."""
 
 import re
 
@@ -22,7 +22,7 @@ def begin(path, given, skip=()):
     return begin_from(path, PARAMS, STATS, skip=skip)
 
 
-def test_an_archive_gives_each_array_its_values(tmp_path):
+def test_each_array_takes_its_values_from_the_archive(tmp_path):
     params, stats = begin(tmp_path / "given.npz", GIVEN)
     np.testing.assert_array_equal(params["conv"]["kernel"], 1)
     np.testing.assert_array_equal(params["head"]["bias"], 2)
@@ -30,7 +30,7 @@ def test_an_archive_gives_each_array_its_values(tmp_path):
     assert params["conv"]["kernel"].dtype == np.float32
 
 
-def test_what_is_skipped_keeps_its_first_values(tmp_path):
+def test_skipped_arrays_keep_their_initial_values(tmp_path):
     other_head = GIVEN | {"head.bias": np.ones(1000)}
     params, _ = begin(tmp_path / "given.npz", other_head, skip=("head",))
     np.testing.assert_array_equal(params["conv"]["kernel"], 1)
@@ -43,20 +43,24 @@ def test_what_is_skipped_keeps_its_first_values(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "skip", "message"),
     [
-        ({"head.bias": np.ones(1000)}, (), "head.bias is 1000 there, and 2 here: .* config.init_skip, as ('head',)"),
-        ({"conv.kernel": np.ones((2, 3))}, (), "conv.kernel is 2x3 there, and 3x2 here"),
-        ({"norms.0.mean": None}, (), "norms.0.mean is missing there, and 2 here"),
-        ({}, ("hea",), "config.init_skip has 'hea', of which the model has no array"),
+        (
+            {"head.bias": np.ones(1000)},
+            (),
+            "head.bias is 1000 in the saved weights, but 2 in the model. .* config.init_skip, e.g. ('head',)",
+        ),
+        ({"conv.kernel": np.ones((2, 3))}, (), "conv.kernel is 2x3 in the saved weights, but 3x2 in the model"),
+        ({"norms.0.mean": None}, (), "norms.0.mean is missing in the saved weights, but 2 in the model"),
+        ({}, ("hea",), "config.init_skip contains 'hea', which matches no parameter of the model"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, changes, skip, message):
+def test_array_that_does_not_fit_is_named_in_the_error(tmp_path, changes, skip, message):
     given = {name: values for name, values in (GIVEN | changes).items() if values is not None}
     pattern = ".*".join(map(re.escape, message.split(".*")))
     with pytest.raises(ValueError, match=pattern):
         begin(tmp_path / "given.npz", given, skip)
 
 
-def test_what_is_no_run_is_named(tmp_path):
+def test_missing_run_or_unreadable_archive_is_named_in_the_error(tmp_path):
     with pytest.raises(ValueError, match=r"there is no run in .*: config\.json is missing"):
         Saved.read(tmp_path)
     with pytest.raises(ValueError, match=r"config\.init_from '.*nosuch\.npz' cannot be read"):

@@ -20,16 +20,16 @@ def hashes(ranks, devices, leaves, *, odd=()):
         ((4, 2, 3), [(0, 0, 2)], (0, 0, 2)),
         ((4, 2, 3), [(3, 1, 2), (3, 1, 1)], (3, 1, 1)),
         ((5, 1, 3), [(1, 0, 0), (3, 0, 0)], (1, 0, 0)),
-        # Two replicas: none is in the minority, and the second one is named.
+        # Two replicas: neither is in the minority, and the second one is named.
         ((2, 1, 3), [(0, 0, 1)], (1, 0, 1)),
     ],
 )
-def test_the_minority_is_named_with_its_first_leaf(shape, odd, expected):
+def test_minority_replica_is_named_with_its_first_differing_leaf(shape, odd, expected):
     assert drifted(hashes(*shape, odd=odd)) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "bfloat16", "float16"])
-def test_every_bit_counts(dtype):
+def test_hash_depends_on_every_bit(dtype):
     rng = np.random.default_rng(0)
     values = jnp.asarray(rng.standard_normal((5, 7)) * 100, dtype)
     width = values.dtype.itemsize * 8
@@ -40,11 +40,11 @@ def test_every_bit_counts(dtype):
             other = bits.copy()
             other.flat[place] ^= np.array(1 << bit, other.dtype)
             found.add(int(_word(jnp.asarray(other.view(values.dtype)))))
-    # The hashes of all that differ in one bit differ from the first; few of them from one another do not.
+    # Almost all changes of one bit give distinct hashes, which also differ from the original hash.
     assert len(found) > bits.size * width * 0.99
     assert int(_word(values)) == int(_word(jnp.array(values)))
 
 
-def test_values_that_swap_places_count():
+def test_hash_depends_on_the_order_of_values():
     values = jnp.arange(64, dtype=jnp.float32)
     assert int(_word(values)) != int(_word(values[::-1]))

@@ -36,7 +36,7 @@ def evaluate(constants):
 
 
 @pytest.mark.parametrize(("size", "real"), [(6, 6), (8, 6)])
-def test_the_gradient_is_that_of_the_mean_loss_over_the_real_examples(size, real):
+def test_gradient_is_that_of_the_mean_loss_over_real_examples(size, real):
     constants, params, stats = task(size != real, real)
     examples = batch(size, real)
     reduced = forward(constants)(params, stats, examples)
@@ -52,13 +52,13 @@ def test_the_gradient_is_that_of_the_mean_loss_over_the_real_examples(size, real
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), reduced["gradient"], gradient)
 
 
-def test_a_device_without_a_real_example_adds_nothing():
+def test_device_without_real_examples_contributes_nothing():
     constants, params, stats = task(True, 4)
     reduced = forward(constants)(params, stats, batch(2, 0))
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(reduced))
 
 
-def test_evaluation_sums_over_the_real_examples():
+def test_evaluation_sums_over_real_examples():
     constants, params, stats = task(True, 4)
     examples = batch(6, 6)
     whole = evaluate(constants)(params, stats, examples)
@@ -72,7 +72,7 @@ def test_evaluation_sums_over_the_real_examples():
         np.testing.assert_allclose(padded[name], parts[0][name], rtol=1e-6)
 
 
-def test_losses_and_hits():
+def test_cross_entropy_and_hits_match_numpy():
     logits = jnp.array([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
     labels = jnp.array([0, 2])
     expected = np.log(np.exp(logits).sum(axis=1)) - np.array([2.0, 0.0])
@@ -82,7 +82,7 @@ def test_losses_and_hits():
 
 
 @pytest.mark.parametrize(("size", "real"), [(6, 6), (6, 5), (6, 2)])
-def test_microbatches_add_up_to_the_batch(size, real):
+def test_microbatches_add_up_to_the_whole_batch(size, real):
     constants, params, stats = task(size != real, real)
     examples = batch(size, real)
     whole = forward(constants)(params, stats, examples)
@@ -91,7 +91,7 @@ def test_microbatches_add_up_to_the_batch(size, real):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, whole)
 
 
-def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
+def test_label_smoothing_spreads_the_target_over_all_classes():
     logits = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
     labels = np.array([4, 0, 2])
     target = 0.9 * np.eye(5)[labels] + 0.1 / 5
@@ -99,7 +99,7 @@ def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing=0.1), expected, rtol=1e-5)
 
 
-# Of an array that XLA goes through by vectors: the largest value of one was not NaN where an element was.
+# Size of an array that XLA processes with vector instructions: its maximum was once not NaN although an element was.
 LARGE = 70_001
 
 
@@ -120,7 +120,7 @@ def state_and_sums(decay):
     ("where", "name", "culprit"), [("gradient", "b", 1), ("gradient", "a", 0), ("stats", "mean", 2)]
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_step_that_is_not_finite_changes_nothing_and_says_where(where, name, culprit, value):
+def test_non_finite_step_changes_nothing_and_names_the_array(where, name, culprit, value):
     step, state, good = state_and_sums(0.9)
     leaf = good[where][name]
     bad = good | {where: good[where] | {name: leaf.at[leaf.size // 2].set(value)}}
@@ -138,7 +138,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_where(where, name, c
     assert after.params["a"][0] != state.params["a"][0]
 
 
-def test_the_mean_of_the_parameters_is_evaluated_and_soon_forgets_the_first_ones():
+def test_parameter_average_is_evaluated_and_its_decay_warms_up():
     step, state, good = state_and_sums(0.25)
     mean = np.array(state.params["a"])
     for count in range(6):
@@ -151,12 +151,12 @@ def test_the_mean_of_the_parameters_is_evaluated_and_soon_forgets_the_first_ones
     assert plain.evaluated is plain.params
 
 
-def test_a_label_among_the_five_largest_is_a_hit():
+def test_label_among_the_five_largest_logits_is_a_hit():
     logits = jnp.array([[9.0, 8, 7, 6, 5, 4, 3]] * 3 + [[np.nan] * 7])
     assert top5_hits(logits, jnp.array([0, 4, 5, 0])).tolist() == [1, 1, 0, 0]
 
 
-def test_norms_and_trust_ratios_are_those_of_the_step_and_come_as_often_as_asked():
+def test_norms_and_trust_ratios_are_computed_at_their_interval():
     rule = OptimizerConfig("lars", 0.9, False, 0.01, 0.02, 0.9, 0.99, 1e-8, False, None)
     params = {"bias": jnp.array([3.0, 4.0]), "kernel": jnp.full((2, 2), 2.0)}
     optimizer = make_optimizer(rule, optax.constant_schedule(0.5), params)
@@ -175,8 +175,8 @@ def test_norms_and_trust_ratios_are_those_of_the_step_and_come_as_often_as_asked
     assert found["trust_ratio"] == pytest.approx([1.0, 0.02 * before / (2.0 + 0.01 * before)])
 
 
-def test_microbatches_follow_one_another_without_a_loop():
-    """So that they need less memory; XLA's convolutions on a CPU are slow in loops."""
+def test_microbatches_run_in_sequence_without_a_loop():
+    """Running in sequence saves memory. XLA's convolutions on a CPU are slow in loops."""
     constants, params, stats = task(False, 256)
     network, params, stats = Network.create("cnn", {"width": 8}, image_shape=(8, 8, 1), num_classes=10, seed=0)
     memory = {}

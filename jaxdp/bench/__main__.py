@@ -1,4 +1,4 @@
-"""Measures and draws what jaxdp is made of.
+"""Benchmarks of the parts of jaxdp.
 
   mpirun -n 4 python -m jaxdp.bench allreduce --sizes=1M,25M --algorithms=all
   mpirun -n 2 python -m jaxdp.bench step --engine=native
@@ -8,7 +8,7 @@
   python -m jaxdp.bench schedule --algorithm=multicolor --ranks=8 --colors=4 --plot=trees.svg
   python -m jaxdp.bench scaling --bandwidth=0.48 --plot=scaling.png
 
-Each command has a --help of its own.
+Add --help to a command to see its options.
 """
 
 import sys
@@ -17,7 +17,7 @@ from jaxdp import world
 
 
 def main() -> None:
-    # `input` is a word of Python's own.
+    # Do not shadow the builtin `input`.
     from jaxdp.bench import allreduce, scaling, schedule, staging, step, weak
     from jaxdp.bench import input as input_
 
@@ -32,7 +32,7 @@ def main() -> None:
         print(__doc__)
     else:
         known = ", ".join([*on_ranks, *alone])
-        print(f"jaxdp: error: there is no benchmark {command!r}: known are {known}", file=sys.stderr)
+        print(f"jaxdp: error: unknown benchmark {command!r}: choose from {known}", file=sys.stderr)
         sys.exit(world.USER_ERROR)
 
 

@@ -1,8 +1,8 @@
-"""Times allreduces over all ranks and compares them with one another, with MPI's own and with their predicted time.
+"""Times allreduces over all ranks and compares them with each other, with MPI's own and with the predicted times.
 
-Reports, as the OSU and NCCL tests do, the bus bandwidth 2 (p - 1) / p x bytes / time: that of an allreduce of least
-bytes on a link of that speed. A repetition lasts until the last rank is done. Each one is checked on every rank:
-payloads hold small whole numbers, so that every sum is exact.
+Reports the bus bandwidth 2 (p - 1) / p x bytes / time, as the OSU and NCCL tests do: the bandwidth of a link on which
+an allreduce that sends the fewest possible bytes takes this time. A repetition lasts until the last rank is done.
+Every rank checks every result. Payloads hold small integers, so every sum is exact.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ _NAMES = (*ALGORITHMS, MPI, AUTO)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was measured of one allreduce at one size.
+    """The result for one allreduce at one size.
 
     Attributes:
-      algorithm: its name, "mpi" for the MPI library's own, "auto" for the one that was chosen by measurement.
-      engine: "native", "mpi4jax" or "xla"; "mpi4py" for MPI_Allreduce on buffers that are there already.
-      size_bytes: of the payload.
-      median_s, p95_s: seconds, over all repetitions.
-      busbw_gbit_s: at the median; with 16 bits on the wire it may be above that of the link.
-      predicted_s: seconds, by the model of the network; None for what has no schedule.
-      ratio_to_mpi: median of MPI's own allreduce over this one's, 2.0 being twice as fast; None without it.
-      exact: whether every sum of every repetition was right on every rank.
-      label: algorithm and options, for a person.
-      wire, segment_bytes: see Choice.
-      seconds: of each repetition.
+      algorithm: name of the algorithm; "mpi" for MPI's own, "auto" for the one chosen by measurement, "psum" for JAX's.
+      engine: "native", "mpi4jax" or "xla"; "mpi4py" for MPI_Allreduce on preallocated buffers.
+      size_bytes: size of the payload.
+      median_s, p95_s: median and 95th percentile of the time over all repetitions, in seconds.
+      busbw_gbit_s: bus bandwidth at the median time; with 16-bit values on the wire it may exceed that of the link.
+      predicted_s: time predicted by the network model, in seconds; None for an allreduce without a schedule.
+      ratio_to_mpi: median time of MPI's own allreduce under "mpi4jax" divided by this median time, so 2.0 means twice
+        as fast as MPI; None if MPI's was not measured.
+      exact: whether every sum was exact, in every repetition and on every rank.
+      label: readable name of the engine, the algorithm and its options.
+      wire: format of float32 values on the wire, a name in `WIRES`.
+      segment_bytes: segment size; None for an allreduce without a schedule.
+      seconds: time of each repetition on the slowest rank.
     """
 
     algorithm: str
@@ -63,7 +65,7 @@ class Row:
 
 
 def main(words: Sequence[str], world: World) -> None:
-    """Measures, and has rank 0 print and write the rows."""
+    """Runs the benchmark; rank 0 prints and writes the rows."""
     arguments = parse.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
     if arguments is None:
         return
@@ -100,55 +102,56 @@ def _write(arguments: argparse.Namespace, rows: list[Row], network: Network, wor
 
 
 def make_parser() -> parse.Parser:
-    """The flags of this benchmark."""
+    """Returns the parser of the command line of this benchmark."""
     parser = parse.Parser("jaxdp.bench allreduce", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--sizes", type=parse.sizes, default=parse.sizes("64K,1M,25M"), help="of the float32 payload: 64K,1M,25M")
-    add("--algorithms", type=parse.names, default=["all"], help=f"all, or of {', '.join(_NAMES)}")
-    add("--colors", type=parse.numbers, default=[2, 4], help="of multicolor, each a row; default 2,4")
-    add("--arity", type=parse.numbers, default=None, help="of multicolor, each a row; default: as many as colors")
-    add("--segment", type=parse.size, help="size of the segments in the pipeline; default 65536, by mpi4jax 262144")
-    add("--wire", choices=tuple(WIRES), default="float32", help="what float32 is on the wire")
+    add("--sizes", type=parse.sizes, default=parse.sizes("64K,1M,25M"), help="payload sizes; default 64K,1M,25M")
+    add("--algorithms", type=parse.names, default=["all"], help=f"all, or some of {', '.join(_NAMES)}")
+    add("--colors", type=parse.numbers, default=[2, 4], help="numbers of multicolor trees, one row each; default 2,4")
+    add("--arity", type=parse.numbers, default=None, help="arities of multicolor trees, one row each; default: colors")
+    add("--segment", type=parse.size, help="size of pipelined segments; default 65536, or 262144 for mpi4jax")
+    add("--wire", choices=tuple(WIRES), default="float32", help="format of float32 values on the wire")
     add(
         "--engine",
         type=parse.names,
         default=["native"],
-        help=f"of {', '.join(ENGINES)}; xla stands alone; default native",
+        help=f"some of {', '.join(ENGINES)}, with xla only on its own; default native",
     )
-    add("--repeat", type=int, default=10, help="repetitions of each, interleaved; default 10")
-    add("--json", type=pathlib.Path, help="a file for the rows")
-    add("--plot", type=pathlib.Path, help="a file for a picture of time over size, as allreduce.png")
+    add("--repeat", type=int, default=10, help="repetitions, interleaved; default 10")
+    add("--json", type=pathlib.Path, help="write the rows to this file")
+    add("--plot", type=pathlib.Path, help="plot time over size to this file, e.g. allreduce.png")
     return parser
 
 
 def _check(arguments: argparse.Namespace, world: World) -> None:
     if world.size < 2:
-        raise ValueError("an allreduce needs 2 ranks or more to measure, this world has 1: start it with mpirun -n 2")
+        raise ValueError("the allreduce benchmark needs at least 2 ranks, this job has 1: start it with mpirun -n 2")
     if world.size > LARGEST_EXACT:
-        raise ValueError(f"sums are exact for up to {LARGEST_EXACT} ranks, this world has {world.size}: start fewer")
+        raise ValueError(f"sums are exact up to {LARGEST_EXACT} ranks, but this job has {world.size}: start fewer")
     if arguments.repeat < 1:
-        raise ValueError(f"--repeat is 1 or more, not {arguments.repeat}")
+        raise ValueError(f"--repeat must be at least 1, not {arguments.repeat}")
     for name in arguments.algorithms:
         if name not in ("all", *_NAMES):
-            raise ValueError(f"--algorithms {name!r} is unknown: known are all, {', '.join(_NAMES)}")
+            raise ValueError(f"unknown algorithm {name!r} in --algorithms: choose from all, {', '.join(_NAMES)}")
     for engine in arguments.engine:
         if engine not in ENGINES:
-            raise ValueError(f"--engine {engine!r} is unknown: known are {', '.join(ENGINES)}")
+            raise ValueError(f"unknown engine {engine!r} in --engine: choose from {', '.join(ENGINES)}")
     if "xla" in arguments.engine and len(arguments.engine) > 1:
-        raise ValueError("--engine xla makes everything beside it slower: start it in a job to itself")
+        raise ValueError("--engine=xla slows down every other engine in the same job: measure it in a separate job")
     parse.check_writable(arguments.json, arguments.plot)
     if min(arguments.colors) > world.size:
         raise ValueError(
-            f"{min(arguments.colors)} colors need at least {min(arguments.colors)} ranks, this world has {world.size}: "
-            "see --colors"
+            f"{min(arguments.colors)} colors need at least {min(arguments.colors)} ranks, but this job has "
+            f"{world.size}: reduce --colors"
         )
 
 
 def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[Contender]:
-    """What is compared at a size; MPI's own is always there to compare with.
+    """Returns the allreduces to compare at one size, always with MPI's own as the baseline.
 
-    JAX's own has a job to itself: once it has connected the ranks, everything else is slower.
+    The exception is JAX's own allreduce, which is measured alone: once JAX has connected the ranks, all other
+    allreduces are slower.
     """
     if "xla" in arguments.engine:
         return [Contender("psum", "xla", None)]
@@ -197,7 +200,7 @@ def _measure(contenders: list[Contender], size: int, network: Network, repeat: i
         seconds = time.perf_counter() - start
         return seconds, bool((program.fetch(result) == expected).all())
 
-    # The first run of each compiles it, and lets its connections warm up.
+    # The first run of each program compiles it and warms up its connections.
     timed = [[once(program, repetition) for program in programs] for repetition in range(-1, repeat)]
     everyone = world.allgather(timed)
     rows = []
@@ -234,7 +237,7 @@ def _header(world: World, network: Network) -> str:
     nodes = len(set(world.leaders))
     kinds = f"between nodes {link(network.between)}"
     if network.ranks_per_node > 1:
-        kinds += f"; inside {link(network.inside)}"
+        kinds += f"; within nodes {link(network.inside)}"
     gamma = f"gamma {network.between.gamma * 1e9:.3f} ns/byte"
     return f"{world.size} ranks on {nodes} node{'s' * (nodes > 1)}, {world.library}; {kinds}; {gamma}"
 

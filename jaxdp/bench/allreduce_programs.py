@@ -1,4 +1,4 @@
-"""The allreduces that `jaxdp.bench allreduce` compares, as programs, and what they sum."""
+"""The programs that `jaxdp.bench allreduce` compares, and their payloads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from jaxdp.collectives.choice import MPI, Choice
 from jaxdp.world import World
 
-# Whole numbers up to here are exact in bfloat16, which has 8 bits of them.
+# All integers up to this one are exact in bfloat16, which has an 8-bit significand.
 LARGEST_EXACT = 256
 
 
 class Contender(NamedTuple):
-    """What is compared: its name, what runs it, and how; without a choice it is not jaxdp's own."""
+    """An allreduce to compare: its name, the engine that runs it, and its options, or None for JAX's own allreduce."""
 
     name: str
     engine: str
@@ -23,12 +23,18 @@ class Contender(NamedTuple):
 
     @property
     def ours(self) -> Choice | None:
-        """What has a schedule."""
+        """The choice if it has a schedule, else None."""
         return None if self.choice is None or self.choice.algorithm == MPI else self.choice
 
 
 class Program(NamedTuple):
-    """An allreduce of flat arrays: from this rank's host to where it is summed, over all ranks, and back; all wait."""
+    """An allreduce of flat arrays, as three blocking functions.
+
+    Attributes:
+      place: moves an array of this rank from host memory to where it is summed.
+      run: sums the placed arrays of all ranks.
+      fetch: returns the sum as an array in host memory.
+    """
 
     place: Callable[[np.ndarray], Any]
     run: Callable[[Any], Any]
@@ -68,7 +74,7 @@ def _in_jit(engine: str, choice: Choice, num_elements: int, world: World) -> Pro
 
 
 def _psum() -> Program:
-    """JAX's own, over the first device of every rank."""
+    """Returns JAX's own allreduce over the first device of every rank."""
     import jax
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -87,7 +93,7 @@ def _psum() -> Program:
 
 
 def make_payload(num_elements: int, world: World, repetition: int) -> tuple[np.ndarray, np.ndarray]:
-    """This rank's whole numbers, and the sums of all ranks': other ones in every repetition."""
+    """Returns the integers of this rank and their sums over all ranks, as float32; they differ in every repetition."""
     values = LARGEST_EXACT // world.size
     place = np.arange(num_elements) + repetition
     sums = np.array([sum((first + rank) % values for rank in range(world.size)) for first in range(values)])

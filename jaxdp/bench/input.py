@@ -1,11 +1,11 @@
-"""Times the way of images from RAM to the devices, and how long a training step waits for them.
+"""Times the input pipeline from RAM to the devices, and how long training steps wait for it.
 
-Data is made up and held in RAM, a part on each node; batches go through the exchange between nodes, the gathering of
-rows and the feed, as in training, as fast as they can. Beside them, in the same run: a plain copy of as many bytes.
-With --step, the feed runs beside training steps of a model, and the share of their time in which they wait is told.
-With --peers=.venv-peers/bin/python (made by launch/peers), Grain and torch's DataLoader get the same records, from RAM
-too; of each the fastest of several settings counts. With --load=NAME, the way of a data set from its files into RAM is
-timed, beside that of the files alone.
+The data is synthetic and held in RAM, with a part of it on each node. Batches pass through the exchange between nodes,
+the gathering of rows and the feed, as in training, at full speed. A plain copy of the same number of bytes is timed in
+the same run for comparison. --step runs the feed together with training steps of a model and reports the share of time
+in which the steps wait for data. --peers=.venv-peers/bin/python (created by launch/peers) also times Grain and torch's
+DataLoader on the same records in RAM, and reports the fastest of several settings of each. --load=NAME times loading a
+data set from its files into RAM, compared with reading the raw files.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _WARMUP = 4
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was measured of one way at one size of images.
+    """The result for one loader at one image size.
 
     Attributes:
-      loader: "jaxdp"; "jaxdp on the host" for batches that are put onto no device, as those of torch; "memcpy" for
-        the plain copy; "jaxdp beside a step"; those of `peer_loaders`, with the setting; or those of `load`, where
-        bytes are those of files.
-      image_size: height and width.
-      images_per_second: of one rank, the slowest.
-      bytes_per_second: of their pixels.
-      stall_fraction: of the time, in which training steps waited for data; None where there are none.
-      crossing_bytes_per_step: that a rank receives from other nodes in a step, on average.
+      loader: "jaxdp"; "jaxdp on the host" for batches that stay in host memory, as torch's do; "memcpy" for the plain
+        copy; "jaxdp beside a step" for the feed together with training steps; a loader and setting of `peer_loaders`;
+        or a loader of `load`.
+      image_size: height and width in pixels.
+      images_per_second: images per second and rank, on the slowest rank; for the loaders of `load`, over all ranks.
+      bytes_per_second: bytes of pixels per second; for the loaders of `load`, bytes of files.
+      stall_fraction: share of the time in which training steps waited for data; None without training steps.
+      crossing_bytes_per_step: mean number of bytes that a rank receives from other nodes per step.
     """
 
     loader: str
@@ -64,7 +64,7 @@ class Row:
 
 
 def main(words: Sequence[str], world: World) -> None:
-    """Measures, and has rank 0 print and write the rows."""
+    """Runs the benchmark; rank 0 prints and writes the rows."""
     arguments = parse.on_all_ranks(make_parser(), words, _check, world)
     if arguments is None:
         return
@@ -88,25 +88,25 @@ def _check(arguments: argparse.Namespace) -> None:
     parse.check_writable(arguments.json)
     check_python(arguments.peers)
     if arguments.steps <= _WARMUP:
-        raise ValueError(f"--steps is more than the {_WARMUP} that warm up, not {arguments.steps}")
+        raise ValueError(f"--steps must be larger than the {_WARMUP} warm-up steps, not {arguments.steps}")
 
 
 def make_parser() -> parse.Parser:
-    """The flags of this benchmark."""
+    """Returns the parser of the command line of this benchmark."""
     parser = parse.Parser("jaxdp.bench input", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--sizes", type=parse.numbers, default=[32, 224], help="of images, height and width; default 32,224")
-    add("--batch", type=parse.number, default=128, help="images a rank; default 128")
-    add("--bytes", type=parse.size, default=10**9, help="of the data, over all nodes; default 1G")
+    add("--sizes", type=parse.numbers, default=[32, 224], help="image heights and widths; default 32,224")
+    add("--batch", type=parse.number, default=128, help="images per rank; default 128")
+    add("--bytes", type=parse.size, default=10**9, help="size of the data over all nodes; default 1G")
     add("--repeat", type=parse.number, default=5, help="repetitions, interleaved; default 5")
-    add("--steps", type=parse.number, default=64, help="batches in a repetition; default 64")
-    add("--step", action="store_true", help="measure stalls of training steps too, see --model")
-    add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="of --step; default resnet18")
-    add("--peers", type=pathlib.Path, help="a Python with Grain, torch or both, to measure them beside; one rank only")
-    add("--load", help="name of a prepared data set to be read too")
-    add("--stored_size", type=parse.number, help="of --load: the size to which its images are brought")
-    add("--json", type=pathlib.Path, help="a file for the rows")
+    add("--steps", type=parse.number, default=64, help="batches per repetition; default 64")
+    add("--step", action="store_true", help="also measure stalls of training steps, of --model")
+    add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="model of --step; default resnet18")
+    add("--peers", type=pathlib.Path, help="a Python with Grain or torch, to time their loaders too; no mpirun")
+    add("--load", help="name of a prepared data set, to time its loading too")
+    add("--stored_size", type=parse.number, help="size to which the images of --load are resized")
+    add("--json", type=pathlib.Path, help="write the rows to this file")
     return parser
 
 
@@ -145,7 +145,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
         if arguments.peers is not None:
             peers = stack.enter_context(running_loaders(arguments.peers, images_NHWC, arguments.batch, arguments.steps))
             ways |= {way: functools.partial(peers.measure, way) for way in peers.ways}
-        # The first round warms up, and tells which settings of the peers are worth another one.
+        # The first round warms up and selects the two fastest settings of each loader.
         chosen = _fastest({name: way() for name, way in ways.items()}, most=2)
         timed: dict[str, list[float]] = {name: [] for name in chosen}
         for _ in range(arguments.repeat):
@@ -166,7 +166,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
 
 
 def _fastest(seconds: dict[str, float], *, most: int) -> list[str]:
-    """The fastest settings of each loader; its name is what stands before the colon, the setting what stands behind."""
+    """Returns the fastest settings of each loader, from times by name; names have the form "LOADER: SETTING"."""
     settings: dict[str, list[str]] = {}
     for name in sorted(seconds, key=seconds.__getitem__):
         settings.setdefault(name.split(":")[0], []).append(name)
@@ -192,7 +192,7 @@ def feed_of(
     num_devices: int,
     place: Callable[[Batch], Batch],
 ) -> Ahead[Batch]:
-    """The batches of the benchmark's steps, on their way to so many devices as in training."""
+    """Returns a feed of the batches of the benchmark, as in training on `num_devices` local devices."""
     from jaxdp.data import feed
 
     host_batches = feed.batches(
@@ -213,10 +213,10 @@ def _order(split: Split, arguments: argparse.Namespace, world: World) -> Order:
 
 
 def _copy(images_NHWC: np.ndarray, arguments: argparse.Namespace, repetition: int) -> float:
-    """Seconds for plain copies of as many batches, each to memory that is there already."""
+    """Returns the seconds for plain copies of the same number of batches, each to preallocated memory."""
     batch, steps = arguments.batch, arguments.steps
     into = [np.zeros((batch, *images_NHWC.shape[1:]), np.uint8) for _ in range(_PREFETCH + 1)]
-    # Other images in every repetition, as far as there are others: what was copied just now is in the cache.
+    # Copy different images in every repetition if possible, because recently copied images are in the cache.
     starts = (np.arange(steps) + steps * repetition) * batch % max(1, len(images_NHWC) - batch)
     start = time.perf_counter()
     for step, first in enumerate(starts.tolist()):
@@ -225,7 +225,7 @@ def _copy(images_NHWC: np.ndarray, arguments: argparse.Namespace, repetition: in
 
 
 def _crossing_images(split: Split, arguments: argparse.Namespace, world: World) -> float:
-    """Images that a rank gets from other nodes in a step, on average."""
+    """Returns the mean number of images per step that this rank receives from other nodes."""
     ids = _order(split, arguments, world).examples(0, arguments.steps)
     mine = ids[:, world.rank * arguments.batch : (world.rank + 1) * arguments.batch]
     return float(np.sum(split.node_of(mine) != split.node)) / arguments.steps
@@ -234,7 +234,7 @@ def _crossing_images(split: Split, arguments: argparse.Namespace, world: World) 
 def _beside_steps(
     split: Split, group: Group, size: int, arguments: argparse.Namespace, world: World
 ) -> tuple[float, float]:
-    """Images a second of a rank in training, and the share of the time in which steps wait for data."""
+    """Returns the images per second and rank in training, and the share of time in which steps wait for data."""
     import jax
 
     parts = step_parts.make_parts(
@@ -250,7 +250,7 @@ def _beside_steps(
         if step == _WARMUP:
             start, _ = time.perf_counter(), ahead.take_waited()
         after = parts.step_on(batch)
-        # As in training: a step is on its way before the one before it is waited for.
+        # As in training, dispatch a step before waiting for the previous one.
         jax.block_until_ready(done)
         done = after
     jax.block_until_ready(done)
@@ -262,11 +262,11 @@ def _beside_steps(
 def _text(row: Row) -> str:
     words = [
         f"{row.loader}, {row.image_size}x{row.image_size}",
-        f"{row.images_per_second:,.0f} images/s a rank",
+        f"{row.images_per_second:,.0f} images/s per rank",
         f"{row.bytes_per_second / 1e9:.3f} GB/s",
     ]
     if row.crossing_bytes_per_step:
-        words.append(f"{row.crossing_bytes_per_step / 1e6:.2f} MB a step from other nodes")
+        words.append(f"{row.crossing_bytes_per_step / 1e6:.2f} MB per step from other nodes")
     if row.stall_fraction is not None:
         words.append(f"steps wait {row.stall_fraction:.2%} of the time")
     return "  ".join(words)

@@ -1,4 +1,4 @@
-"""How long a data set takes to be read into RAM, beside how long its files take to be read at all."""
+"""Compares the time to load a data set into RAM with the time to read its raw files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _AT_ONCE = 2**22
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """One way of reading a split.
+    """The result for one way of reading a split.
 
     Attributes:
-      loader: "load pixels", "load files", or "raw read" for the files without a look at what is in them.
-      seconds: median, of the slowest rank.
-      file_bytes: that were read, by all ranks.
+      loader: "load pixels", "load files", or "raw read" for reading the files without parsing them.
+      seconds: median time on the slowest rank.
+      file_bytes: number of bytes in the files of the split, over all ranks.
     """
 
     loader: str
@@ -35,7 +35,7 @@ class Loaded:
 
 
 def measure(source: Source, split: str, world: World, *, repeat: int) -> list[Loaded]:
-    """Reads a split in each way in turn, its files out of the system's cache before each."""
+    """Times each way of reading a split in turn, dropping its files from the page cache before each read."""
     from jaxdp.data.decode import Decoder
     from jaxdp.data.load import read
     from jaxdp.data.nodes import Group

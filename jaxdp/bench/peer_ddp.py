@@ -1,10 +1,11 @@
-"""Torch's DistributedDataParallel over gloo, for `jaxdp.bench weak` to be measured beside: one rank of it.
+"""One rank of the baseline of `jaxdp.bench weak`: PyTorch's DistributedDataParallel over gloo.
 
-A program by itself, as the Python that has torch need not have jaxdp:
+A standalone program, because the Python that has torch may not have jaxdp:
 
   python jaxdp/bench/peer_ddp.py FOLDER RANK RANKS ADDRESS MODEL BATCH IMAGE_SIZE STEPS
 
-MODEL is torchvision's name of a ResNet; it gets the stem for CIFAR and 10 classes. The folder is that of `Turns`.
+MODEL is the torchvision name of a ResNet, which is built with the CIFAR stem and 10 classes. FOLDER is the folder of
+`Turns`, ADDRESS the host of rank 0.
 """
 
 import os
@@ -24,7 +25,7 @@ def main() -> None:
 
     folder, rank, ranks, address = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     model, batch, image_size, steps = sys.argv[5], *map(int, sys.argv[6:9])
-    # A core of its own, as far as there are.
+    # Bind each rank to one core; ranks share cores if there are too few.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)

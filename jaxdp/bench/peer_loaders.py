@@ -1,12 +1,11 @@
-"""Other loaders, for `jaxdp.bench input` to be measured beside: Grain and torch's DataLoader, over records in RAM.
+"""Baselines of `jaxdp.bench input`: Grain and PyTorch's DataLoader, over records in RAM.
 
-A program by itself, without jaxdp, as the Python that has those loaders need not have it:
+A standalone program, because the Python that has these loaders may not have jaxdp:
 
   python jaxdp/bench/peer_loaders.py IMAGES.npy BATCH STEPS
 
-It prints the settings that it can measure, a JSON list of [loader, setting], reads the number of one of them from each
-line, and answers with the seconds from the first of so many shuffled batches to the last: on JAX's device for Grain, a
-tensor in RAM for torch.
+It prints the available settings as a JSON list of [loader, setting]. For each line of input, the index of a setting, it
+prints the seconds for STEPS shuffled batches. Grain's batches end on JAX's device, torch's are tensors in RAM.
 """
 
 import json
@@ -21,7 +20,7 @@ Loader = Callable[[], Iterable[Any]]
 
 
 class Rows:
-    """Records by their numbers."""
+    """Records by index."""
 
     def __init__(self, images: Any, labels: Any):
         self.images, self.labels = images, labels
@@ -34,12 +33,12 @@ class Rows:
 
 
 def of_grain(images: np.ndarray, labels: np.ndarray, batch: int, steps: int) -> dict[str, Loader]:
-    """Grain's ways: record by record, or batches cut by a map over their numbers, with threads or processes."""
+    """Returns settings of Grain: by record, or by batch with a map over batch indices; with threads or processes."""
     import absl.flags
     import grain
     import jax
 
-    # Its processes ask for flags that a program with flags would have parsed.
+    # Worker processes of Grain read absl flags, which nothing has parsed here.
     absl.flags.FLAGS.mark_as_parsed()
     order = np.random.default_rng(0).permutation(len(labels))
 
@@ -65,7 +64,7 @@ def of_grain(images: np.ndarray, labels: np.ndarray, batch: int, steps: int) -> 
 
 
 def of_torch(images: np.ndarray, labels: np.ndarray, batch: int, steps: int) -> dict[str, Loader]:
-    """Torch's ways: record by record, or many at once, in this process or in others."""
+    """Returns settings of torch's DataLoader: by record or by batch, in this process or in workers."""
     import torch
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
@@ -86,7 +85,7 @@ def of_torch(images: np.ndarray, labels: np.ndarray, batch: int, steps: int) -> 
 
 
 class Many(Rows):
-    """Asked for a batch's rows as if they were one record."""
+    """Records by batch: indexed with all rows of a batch at once."""
 
     def __getitem__(self, rows: Any) -> tuple[Any, Any]:
         import torch
@@ -112,7 +111,7 @@ def main() -> None:
 
 
 def measure(loader: Loader, steps: int) -> float:
-    """Seconds for so many batches, or for those that there are, scaled up to them; the first one comes before."""
+    """Returns the seconds for `steps` batches, scaled from the time between the first batch and the last one."""
     batches = iter(loader())
     next(batches)
     start, count = time.perf_counter(), 0

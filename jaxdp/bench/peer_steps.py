@@ -1,12 +1,12 @@
-"""Torch's training step, for `jaxdp.bench step` to be measured beside.
+"""Baseline of `jaxdp.bench step`: a training step in PyTorch.
 
-A program by itself, without jaxdp, as the Python that has torch need not have it:
+A standalone program, because the Python that has torch may not have jaxdp:
 
   python jaxdp/bench/peer_steps.py MODEL BATCH IMAGE_SIZE DTYPE THREADS
 
-MODEL is torchvision's name. It prints the settings that it can measure, a JSON list of [name, setting], reads the
-number of one of them from each line, does a step, and answers with its seconds. The images lie on the device: a GPU if
-torch has one.
+MODEL is the torchvision name. The program prints the available settings as a JSON list of [name, setting]. For each
+line of input, the index of a setting, it does one step and prints the seconds. The images are already on the device,
+which is a GPU if torch has one.
 """
 
 import json
@@ -19,13 +19,13 @@ RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
 
 
 def ways_of(model: str, batch: int, image_size: int, dtype: str, threads: int) -> dict[str, Callable[[], float]]:
-    """Steps on a batch of noise: forward, backward, SGD with momentum; images are channels_last."""
+    """Returns functions that time one step on random images: forward, backward, SGD with momentum; channels_last."""
     import torch
     import torchvision
 
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Convolutions by the fastest of the algorithms.
+    # Let cuDNN choose the fastest convolution algorithms.
     torch.backends.cudnn.benchmark = True
     images = torch.rand(batch, 3, image_size, image_size, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (batch,), device=device)

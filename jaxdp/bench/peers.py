@@ -1,4 +1,4 @@
-"""Starts a program of others' code with another Python, and has it measure beside us."""
+"""Runs third-party baselines in a separate Python environment, interleaved with the measurements of jaxdp."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from jaxdp.world import UserError
 
 
 class Peers:
-    """A running `peer_loaders.py` or `peer_steps.py`.
+    """A running baseline program, `peer_loaders.py` or `peer_steps.py`.
 
     Attributes:
-      ways: what it can measure, as "NAME: SETTING".
+      ways: what the program can measure, as "NAME: SETTING".
     """
 
     def __init__(self, process: subprocess.Popen[str], lacks: str):
         self._process = process
         self.ways = [": ".join(way) for way in json.loads(self._answer())]
         if not self.ways:
-            raise UserError(f"the Python of --peers has {lacks}: launch/peers makes one that has")
+            raise UserError(f"the Python of --peers has {lacks}: create one with launch/peers")
 
     def measure(self, way: str) -> float:
-        """Seconds for what the program is asked to do in that way."""
+        """Returns the seconds for one measurement, named by an element of `ways`."""
         assert self._process.stdin is not None
         print(self.ways.index(way), file=self._process.stdin, flush=True)
         return float(self._answer())
@@ -38,27 +38,27 @@ class Peers:
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError("the program that --peers runs ended without an answer: what it said is above")
+            raise RuntimeError("the baseline run by --peers ended without a result: see its output above")
         return answer
 
 
 def check_python(python: pathlib.Path | None) -> None:
-    """Raises ValueError for a --peers that is none, or in a job of several ranks."""
+    """Raises ValueError if --peers is not a file, or is used under mpirun."""
     if python is not None and (launcher.place() is not None or not python.is_file()):
         raise ValueError(
-            f"--peers is a Python (launch/peers makes one), for one rank without mpirun, not {str(python)!r}"
+            f"cannot use --peers={str(python)!r}: give a Python made by launch/peers, and start without mpirun"
         )
 
 
 @contextlib.contextmanager
 def running_loaders(python: pathlib.Path, images_NHWC: np.ndarray, batch: int, steps: int) -> Iterator[Peers]:
-    """A peer_loaders.py that holds a copy of these images.
+    """Runs `peer_loaders.py` on a copy of the images.
 
     Args:
-      python: to run it.
-      images_NHWC: uint8.
-      batch: images in a batch.
-      steps: batches to be measured.
+      python: the Python to run it with.
+      images_NHWC: images, uint8.
+      batch: number of images in a batch.
+      steps: number of batches per measurement.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "images.npy")
@@ -72,15 +72,15 @@ def running_loaders(python: pathlib.Path, images_NHWC: np.ndarray, batch: int, s
 def running_steps(
     python: pathlib.Path, *, model: str, batch: int, image_size: int, dtype: str, threads: int
 ) -> Iterator[Peers]:
-    """A peer_steps.py with a model and a batch of its own; each measure is of one step.
+    """Runs `peer_steps.py` with a model and a random batch; each measurement is one step.
 
     Args:
-      python: to run it.
-      model: by torchvision's name.
-      batch: images.
-      image_size: height and width.
-      dtype: in which it computes.
-      threads: of a CPU.
+      python: the Python to run it with.
+      model: torchvision name of the model.
+      batch: number of images in the batch.
+      image_size: height and width in pixels.
+      dtype: compute dtype, "float32" or "bfloat16".
+      threads: number of CPU threads.
     """
     words = [model, str(batch), str(image_size), dtype, str(threads)]
     with _running(python, "peer_steps.py", words, "no torch with torchvision") as peers:

@@ -1,4 +1,4 @@
-"""Pictures of what the benchmarks found."""
+"""Plots of the benchmark results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_LABELS = 40
 
 
 def allreduce(rows: Sequence[Row], path: pathlib.Path, *, ranks: int) -> None:
-    """Time over size, both logarithmic, a line an algorithm, with the range from median to p95."""
+    """Plots time over payload size on log axes, one line per row label, with bars from the median to p95."""
 
     def draw(axes: Any) -> None:
         for label in dict.fromkeys(row.label for row in rows):
@@ -32,7 +32,7 @@ def allreduce(rows: Sequence[Row], path: pathlib.Path, *, ranks: int) -> None:
             medians = [row.median_s * 1e3 for row in mine]
             above = [(row.p95_s - row.median_s) * 1e3 for row in mine]
             axes.errorbar(sizes, medians, yerr=[[0] * len(mine), above], marker="o", capsize=3, label=label)
-        axes.set(xscale="log", yscale="log", xlabel="payload, bytes", ylabel="time, ms: median, and up to p95")
+        axes.set(xscale="log", yscale="log", xlabel="payload (bytes)", ylabel="time (ms): median, bar to p95")
         axes.set_title(f"allreduce over {ranks} ranks")
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")
@@ -47,14 +47,14 @@ def scaling(
     *,
     title: str,
 ) -> None:
-    """Time over number of ranks, both logarithmic: lines as priced, dots as measured."""
+    """Plots time over the number of ranks on log axes: predicted times as lines, measured times as dots."""
 
     def draw(axes: Any) -> None:
         for name, points in predicted.items():
             (line,) = axes.plot(*zip(*points, strict=True), label=name)
             if name in measured:
                 axes.plot(*zip(*measured[name], strict=True), "o", color=line.get_color(), label=f"{name}, measured")
-        axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="time, s", title=title)
+        axes.set(xscale="log", yscale="log", xlabel="ranks", ylabel="time (s)", title=title)
         axes.set_xscale("log", base=2)
         axes.grid(which="both", alpha=0.3)
         axes.legend(fontsize="small")
@@ -63,7 +63,7 @@ def scaling(
 
 
 def weak(rows: Sequence[WeakRow], path: pathlib.Path, *, title: str) -> None:
-    """Efficiency and images a second over the number of hosts, a line a framework; efficiency with its range."""
+    """Plots efficiency, with its range, and images per second over the number of hosts, one line per framework."""
 
     def draw(panels: Any) -> None:
         for framework in dict.fromkeys(row.framework for row in rows):
@@ -73,8 +73,8 @@ def weak(rows: Sequence[WeakRow], path: pathlib.Path, *, title: str) -> None:
             above = [max(row.efficiencies) - row.efficiency for row in mine]
             panels[0].errorbar(hosts, efficiency, yerr=[below, above], marker="o", capsize=3, label=framework)
             panels[1].plot(hosts, [row.images_per_second for row in mine], "o-", label=framework)
-        panels[0].set(ylabel="efficiency: time of a step alone over that together", ylim=(0, 1.05))
-        panels[1].set(ylabel="images/s of all hosts", ylim=(0, None))
+        panels[0].set(ylabel="efficiency: step time alone / together", ylim=(0, 1.05))
+        panels[1].set(ylabel="images/s, all hosts", ylim=(0, None))
         for axes in panels:
             axes.set(xlabel="hosts", xticks=sorted({row.hosts for row in rows}))
             axes.grid(alpha=0.3)
@@ -85,7 +85,7 @@ def weak(rows: Sequence[WeakRow], path: pathlib.Path, *, title: str) -> None:
 
 
 def trees(choice: Choice, schedule: Schedule, parents: np.ndarray, path: pathlib.Path, *, most: int) -> None:
-    """The tree along which each chunk is summed, root on top; ranks that are internal in it are filled."""
+    """Draws the reduction tree of each chunk with the root at the top; internal ranks are filled."""
     shown = parents[:most]
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
@@ -95,7 +95,7 @@ def trees(choice: Choice, schedule: Schedule, parents: np.ndarray, path: pathlib
             axes.set_axis_off()
         for chunk, (axes, parent) in enumerate(zip(grid.flat, shown, strict=False)):
             _tree(axes, parent, chunk)
-        more = f", the first {len(shown)} of {len(parents)} trees" if len(parents) > len(shown) else ""
+        more = f", first {len(shown)} of {len(parents)} trees" if len(parents) > len(shown) else ""
         grid.flat[0].figure.suptitle(f"{choice}, {schedule.num_ranks} ranks, {schedule.num_rounds} rounds{more}")
 
     width = max(4.0, min(12.0, 0.35 * schedule.num_ranks))
@@ -108,7 +108,7 @@ def _tree(axes: Any, parent: np.ndarray, chunk: int) -> None:
         children.setdefault(above, []).append(rank)
     x, y = np.zeros((2, len(parent)))
     leaves = 0
-    # Parents after their children: a leaf takes the next place, a parent the middle of its children.
+    # Place children before parents: a leaf takes the next free position, a parent the mean of its children.
     order = list(children[-1])
     for rank in order:
         order += children.get(rank, [])
@@ -134,7 +134,7 @@ def _tree(axes: Any, parent: np.ndarray, chunk: int) -> None:
 
 
 def _depth_first(children: Mapping[int, Sequence[int]]) -> list[int]:
-    """All ranks, children before their parents, siblings in order."""
+    """Returns all ranks, children before their parents, siblings in order."""
     found, open_ = [], list(children[-1])
     while open_:
         rank = open_.pop()
@@ -144,7 +144,7 @@ def _depth_first(children: Mapping[int, Sequence[int]]) -> list[int]:
 
 
 def step(row: StepRow, spans: Sequence[Span], path: pathlib.Path) -> None:
-    """A step and its buckets over time, with the moments that its floor is made of."""
+    """Draws a timeline of a step and its buckets, with the times that make up the floor."""
 
     def draw(axes: Any) -> None:
         for line, span in enumerate(spans):
@@ -155,7 +155,7 @@ def step(row: StepRow, spans: Sequence[Span], path: pathlib.Path) -> None:
             axes.text(seconds * 1e3, len(spans) - 0.4, name, ha="right", va="bottom", rotation=90, fontsize="small")
         axes.set(yticks=range(len(spans)), yticklabels=[span.name for span in spans], xlabel="ms")
         axes.set_title(
-            f"{row.model}, {row.batch} images a rank, {row.ranks} ranks: buckets ready, until they have crossed"
+            f"{row.model}, {row.batch} images per rank, {row.ranks} ranks: each bucket from ready until summed"
         )
         axes.invert_yaxis()
 

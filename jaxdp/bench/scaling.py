@@ -1,7 +1,7 @@
-"""Prices algorithms for growing numbers of ranks, beside what was measured; without MPI.
+"""Predicts allreduce times for growing numbers of ranks, next to measured times. Does not need MPI.
 
-FireCaffe's comparison (arXiv 1511.00175, section 4): the time of a parameter server grows in proportion to the number
-of ranks, that of a reduction tree with its logarithm.
+The comparison follows FireCaffe (arXiv 1511.00175, section 4): the time of a parameter server grows in proportion to
+the number of ranks, the time of a reduction tree with its logarithm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxdp.world import USER_ERROR
 
 
 def main(words: Sequence[str]) -> None:
-    """Prints a table, and draws it if asked."""
+    """Prints a table, and plots it if requested."""
     try:
         arguments = _parser().parse_args(words)
         _check(arguments)
@@ -50,13 +50,13 @@ def _parser() -> parse.Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--algorithms", type=parse.names, default=["parameter_server", "binomial", "multicolor", "ring"])
-    add("--size", type=parse.size, default=25_000_000, help="of the payload; default 25M")
-    add("--segment", type=parse.size, default=2**18, help="size of its segments; default 262144")
-    add("--alpha", type=float, default=50.0, help="microseconds that a message costs; default 50")
-    add("--bandwidth", type=float, default=10.0, help="Gbit/s of a link in each direction; default 10")
+    add("--size", type=parse.size, default=25_000_000, help="size of the payload; default 25M")
+    add("--segment", type=parse.size, default=2**18, help="size of a segment; default 262144")
+    add("--alpha", type=float, default=50.0, help="latency of a message in microseconds; default 50")
+    add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s; default 10")
     add("--most", type=parse.number, default=1024, help="the largest number of ranks; default 1024")
-    add("--measured", type=pathlib.Path, nargs="*", default=[], help="files of bench allreduce --json")
-    add("--plot", type=pathlib.Path, help="a file for a picture, as scaling.png")
+    add("--measured", type=pathlib.Path, nargs="*", default=[], help="files written by bench allreduce --json")
+    add("--plot", type=pathlib.Path, help="write the plot to this file, e.g. scaling.png")
     return parser
 
 
@@ -64,9 +64,9 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in arguments.algorithms:
         if name not in ALGORITHMS or name == "hierarchical":
             known = ", ".join(name for name in ALGORITHMS if name != "hierarchical")
-            raise ValueError(f"--algorithms {name!r} is unknown: known are {known}")
+            raise ValueError(f"unknown algorithm {name!r} in --algorithms: choose from {known}")
     if min(arguments.alpha, arguments.bandwidth) <= 0 or arguments.most < 2:
-        raise ValueError("--alpha and --bandwidth are above 0, and --most is 2 or more")
+        raise ValueError("--alpha and --bandwidth must be positive, and --most must be at least 2")
 
 
 def _worlds(most: int) -> list[int]:
@@ -87,11 +87,11 @@ def _measured(paths: Sequence[pathlib.Path], size: int) -> dict[str, list[tuple[
             ranks = document["ranks"]
             for row in document["rows"]:
                 name = row["algorithm"]
-                # Of several multi-color rows the one with the colors that are priced.
+                # Of several multicolor rows, use the one with the number of colors that is predicted.
                 if name in ALGORITHMS and row["size_bytes"] == size and row["label"] == str(_choice(name, ranks)):
                     found.setdefault(name, []).append((ranks, row["median_s"]))
         except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is not a file of `bench allreduce --json`: {error}") from None
+            raise ValueError(f"{path} was not written by `bench allreduce --json`: {error}") from None
     return {name: sorted(points) for name, points in found.items()}
 
 

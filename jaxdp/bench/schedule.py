@@ -1,7 +1,7 @@
-"""Says what a schedule costs, and draws along which trees its chunks are summed; without MPI.
+"""Reports the cost of an allreduce schedule and draws its reduction trees. Does not need MPI.
 
-Every chunk is summed along a tree, whatever the algorithm: a rank's parent is the rank to which it gives its sum. For
-multi-color these are the trees of the colors.
+With every algorithm each chunk is summed along a tree, in which the parent of a rank is the rank to which it sends its
+partial sum. For multicolor these are the trees of the colors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxdp.world import USER_ERROR
 
 
 def main(words: Sequence[str]) -> None:
-    """Prints, and draws if asked."""
+    """Prints a report, and draws the trees if requested."""
     try:
         arguments = _parser().parse_args(words)
         choice = _choice(arguments)
@@ -38,14 +38,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def parents(schedule: Schedule) -> np.ndarray:
-    """int64 [num_chunks, num_ranks], to whom a rank gives its sum of each chunk; -1 for the root."""
+    """Returns the parent of each rank in the tree of each chunk, -1 for the root; int64 [num_chunks, num_ranks]."""
     found = np.full((schedule.num_chunks, schedule.num_ranks), -1)
     found[schedule.chunk[schedule.reduce], schedule.src[schedule.reduce]] = schedule.dst[schedule.reduce]
     return found
 
 
 def depths(parent: np.ndarray) -> np.ndarray:
-    """int64 [num_ranks], the distance of each rank from the root of one tree."""
+    """Returns the distance of each rank from the root of one tree, int64 [num_ranks]."""
     depth, above = np.zeros(len(parent), np.int64), parent
     while (above >= 0).any():
         depth += above >= 0
@@ -59,17 +59,17 @@ def _parser() -> parse.Parser:
     add = parser.add_argument
     add("--algorithm", choices=tuple(ALGORITHMS), default="multicolor")
     add("--ranks", type=parse.number, default=8)
-    add("--colors", type=parse.number, help="of multicolor; default 4, or as many as there are ranks if fewer")
-    add("--arity", type=parse.number, help="of its trees; default: as many as colors")
-    add("--inner", choices=INNER, default="direct", help="of hierarchical: inside nodes")
-    add("--outer", choices=OUTER, default="multicolor", help="of hierarchical: between nodes")
-    add("--ranks_per_node", type=parse.number, default=2, help="of hierarchical")
-    add("--size", type=parse.size, default=25_000_000, help="of the payload whose time is predicted; default 25M")
-    add("--segment", type=parse.size, default=2**18, help="size of its segments; default 262144")
-    add("--alpha", type=float, default=50.0, help="microseconds that a message costs; default 50")
-    add("--bandwidth", type=float, default=10.0, help="Gbit/s of a link in each direction; default 10")
-    add("--plot", type=pathlib.Path, help="a file for the drawing, as trees.svg")
-    add("--trees", type=parse.number, default=8, help="how many trees are drawn at most; default 8")
+    add("--colors", type=parse.number, help="number of multicolor trees; default 4, or the number of ranks if smaller")
+    add("--arity", type=parse.number, help="arity of multicolor trees; default: colors")
+    add("--inner", choices=INNER, default="direct", help="algorithm of hierarchical within nodes")
+    add("--outer", choices=OUTER, default="multicolor", help="algorithm of hierarchical between nodes")
+    add("--ranks_per_node", type=parse.number, default=2, help="ranks per node of hierarchical")
+    add("--size", type=parse.size, default=25_000_000, help="size of the payload; default 25M")
+    add("--segment", type=parse.size, default=2**18, help="size of a segment; default 262144")
+    add("--alpha", type=float, default=50.0, help="latency of a message in microseconds; default 50")
+    add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s; default 10")
+    add("--plot", type=pathlib.Path, help="draw the trees to this file, e.g. trees.svg")
+    add("--trees", type=parse.number, default=8, help="maximum number of trees to draw; default 8")
     return parser
 
 
@@ -87,7 +87,7 @@ def _choice(arguments: argparse.Namespace) -> Choice:
     if "outer" in wanted and not ALGORITHMS[arguments.outer].options:
         wanted = tuple(name for name in wanted if name not in ("colors", "arity"))
     if min(arguments.alpha, arguments.bandwidth) <= 0:
-        raise ValueError("--alpha and --bandwidth are above 0")
+        raise ValueError("--alpha and --bandwidth must be positive")
     return Choice(arguments.algorithm, **{name: options[name] for name in wanted}, segment_bytes=arguments.segment)
 
 
@@ -110,13 +110,13 @@ def _report(choice: Choice, schedule: Schedule, arguments: argparse.Namespace) -
         (
             "bytes",
             f"a rank sends {found.sent.min():.4g} to {found.sent.max():.4g} payloads, receives "
-            f"{found.received.min():.4g} to {found.received.max():.4g}; the least there can be is "
+            f"{found.received.min():.4g} to {found.received.max():.4g}; the lower bound is "
             f"{found.lower_bound:.4g}",
         ),
         (
             "predicted",
             f"{seconds * 1e3:.4g} ms for {arguments.size:,} bytes, {arguments.alpha:g} us and {arguments.bandwidth:g} "
-            f"Gbit/s, {choice.num_segments(p, arguments.size)} segments a chunk",
+            f"Gbit/s, {choice.num_segments(p, arguments.size)} segments per chunk",
         ),
     ]
     return "\n".join([str(choice), *(f"  {name:10}{text}" for name, text in lines)])

@@ -1,8 +1,9 @@
-"""Times the way of buckets by the host, as those of GPUs go: each leg by itself, and all of them bucket by bucket.
+"""Times the staging of gradient buckets through host memory, as on GPUs: each stage alone, and all bucket by bucket.
 
-The legs: parts of buckets from the local devices to pinned host memory, over the ranks, and back to the devices. Beside
-them, in the same repetitions, stand a copy of as many bytes in host memory, which no leg can be expected to beat on
-CPU devices, and MPI's own allreduce on them. Bytes are those of all buckets of one rank. Sums are checked.
+The stages are: from the local devices to pinned host memory, the allreduce over the ranks, and back to the devices. Two
+baselines are timed in the same repetitions: a copy of the same number of bytes in host memory, which no stage can be
+expected to beat on CPU devices, and MPI's own allreduce. Bytes are counted over all buckets of one rank. The sums are
+checked.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from jaxdp.world import World
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One leg.
+    """The result for one stage, for all stages together, or for a baseline.
 
     Attributes:
-      leg: its name.
-      devices: local ones, their number and kind.
-      ranks: their number.
-      num_bytes: of all buckets of a rank.
-      median_s: of the slowest rank.
-      gb_s: num_bytes over that time, in 10^9 bytes a second.
-      seconds: of each repetition.
+      leg: name of the stage or baseline.
+      devices: number and kind of the local devices.
+      ranks: number of ranks.
+      num_bytes: bytes of all buckets of one rank.
+      median_s: median time on the slowest rank, in seconds.
+      gb_s: num_bytes divided by that time, in 10^9 bytes per second.
+      seconds: time of each repetition on the slowest rank.
     """
 
     leg: str
@@ -47,7 +48,7 @@ class Row:
 
 
 def main(words: Sequence[str], world: World) -> None:
-    """Measures, and has rank 0 print and write the rows."""
+    """Runs the benchmark; rank 0 prints and writes the rows."""
     arguments = parse.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
     if arguments is None:
         return
@@ -61,21 +62,21 @@ def main(words: Sequence[str], world: World) -> None:
 
 
 def make_parser() -> parse.Parser:
-    """The flags of this benchmark."""
+    """Returns the parser of the command line of this benchmark."""
     parser = parse.Parser("jaxdp.bench staging", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--bucket", type=parse.size, default=parse.size("4M"), help="bytes of a float32 bucket; default 4M")
-    add("--buckets", type=parse.number, default=25, help="how many; default %(default)s")
+    add("--bucket", type=parse.size, default=parse.size("4M"), help="size of a float32 bucket; default 4M")
+    add("--buckets", type=parse.number, default=25, help="number of buckets; default %(default)s")
     add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), default="halving_doubling", help="default %(default)s")
     add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default %(default)s")
-    add("--json", type=pathlib.Path, help="a file for the rows")
+    add("--json", type=pathlib.Path, help="write the rows to this file")
     return parser
 
 
 def _check(arguments: argparse.Namespace, world: World) -> None:
     if world.size < 2:
-        raise ValueError("buckets cross between 2 ranks or more, this world has 1: start it with mpirun -n 2")
+        raise ValueError("the staging benchmark needs at least 2 ranks, this job has 1: start it with mpirun -n 2")
     parse.check_writable(arguments.json)
 
 
@@ -102,7 +103,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> list[Row]:
     on_host = staging.take(pinned)
     expected = sum(mine(rank) for rank in range(world.size))
     for total in staging.give(cross(on_host)):
-        assert np.array_equal(total, expected), "sums of small whole numbers are exact"
+        assert np.array_equal(total, expected), "sums of small integers must be exact"
 
     sent, received = (np.ones(sum(layout.sizes) // 4, np.float32) for _ in range(2))
     legs: dict[str, Callable[[], Any]] = {
@@ -114,7 +115,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> list[Row]:
         "MPI's own allreduce": lambda: world.host_comm.Allreduce(sent, received),
     }
     timed: dict[str, list[float]] = {leg: [] for leg in legs}
-    # The first two repetitions compile, and let connections warm up.
+    # The first two repetitions compile the programs and warm up connections.
     for repetition in range(-2, arguments.repeat):
         for leg, part in legs.items():
             world.barrier()
@@ -134,6 +135,6 @@ def _measure(arguments: argparse.Namespace, world: World) -> list[Row]:
 
 def _table(rows: Sequence[Row]) -> str:
     first = rows[0]
-    lines = [f"{first.ranks} ranks, {first.devices} a rank, {first.num_bytes:,} bytes a rank"]
+    lines = [f"{first.ranks} ranks, {first.devices} per rank, {first.num_bytes:,} bytes per rank"]
     lines += [f"  {row.leg:26} {row.median_s * 1e3:9.2f} ms {row.gb_s:8.2f} GB/s" for row in rows]
     return "\n".join(lines)

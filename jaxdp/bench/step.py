@@ -1,11 +1,12 @@
-"""Times a whole training step and its parts, which say how fast it could be.
+"""Times a training step and its parts, and derives a lower bound (the floor) for the time of the step.
 
-The floor of a step on a network is the forward pass, the backward pass until the first bucket is ready, and then the
-longer of the rest of the backward pass and the transfer: bytes on the wire over the goodput of a plain MPI stream. All
-is measured in one run, interleaved, on the slowest rank. With --peers=.venv-peers/bin/python (made by launch/peers) so
-is torch's step of the same model on one rank, compiled or eager: images channels_last, bfloat16 by autocast.
+The floor is the sum of the forward pass, the backward pass until the first bucket is ready, and the longer of the rest
+of the computation and the transfer. The transfer time is the bytes on the wire divided by the goodput of a plain MPI
+stream. Everything is measured in one job, interleaved, on the slowest rank. --peers=.venv-peers/bin/python (created by
+launch/peers) also times PyTorch's step of the same model on one rank, compiled and eager, with channels_last images and
+autocast for bfloat16.
 
-One engine a run, as engines disturb one another: compare them by runs in turn.
+Each job measures one engine, because engines disturb each other. To compare engines, alternate jobs.
 """
 
 from __future__ import annotations
@@ -36,24 +37,27 @@ class Row:
     """A step and its parts: medians over the repetitions, in seconds, on the slowest rank.
 
     Attributes:
-      engine, model: what ran.
-      ranks, batch: their number, and images a rank.
-      gradient_bytes: of all buckets.
-      buckets: how many.
-      forward_s: the forward pass and its loss.
-      first_bucket_s: from there until the first bucket is ready.
-      compute_s: forward, backward and update, all on one rank, nothing crossing; when buckets are ready is seen there.
-      transfer_s: 2 (p - 1) / p x bytes over the goodput of a plain MPI stream.
-      floor_s: forward + first bucket + max(rest, transfer).
-      step_s: the whole step.
-      plain_s: the same model in a hand-written JAX loop, nothing crossing: gradient of the mean loss, update.
-      goodput_gbit_s: of the stream.
-      p95_step_s: of the whole step.
-      progress_share: of a core, used by the native engine's thread in the step, on the busiest rank.
-      tflop_s: of a rank in the whole step, counting those of forward and backward.
-      peer: the fastest of the peers.
-      peer_s: its step.
-      seconds: of each repetition of the step.
+      engine, model: the engine and the model.
+      ranks: number of ranks.
+      batch: number of images per rank.
+      gradient_bytes: bytes of all buckets.
+      buckets: number of buckets.
+      forward_s: time of the forward pass and the loss.
+      first_bucket_s: time from the end of the forward pass until the first bucket is ready.
+      compute_s: time of forward, backward and update on each rank alone, without communication; in this program it is
+        recorded when buckets are ready.
+      transfer_s: 2 (p - 1) / p x bytes on the wire divided by the goodput of a plain MPI stream.
+      floor_s: forward + first bucket + max(rest of compute, transfer).
+      step_s: time of the whole step.
+      plain_s: time of a step of the same model in a hand-written JAX loop without communication: gradient of the mean
+        loss, and update.
+      goodput_gbit_s: goodput of the stream.
+      p95_step_s: 95th percentile of the time of the whole step.
+      progress_share: share of a core that the native engine's progress thread uses in the step, on the busiest rank.
+      tflop_s: TFLOP/s of one rank over the whole step, counting the FLOPs of forward and backward.
+      peer: name of the fastest third-party baseline; None without --peers.
+      peer_s: median time of its step.
+      seconds: time of each repetition of the step on the slowest rank.
     """
 
     engine: str
@@ -79,7 +83,7 @@ class Row:
 
 
 def main(words: Sequence[str], world: World) -> None:
-    """Measures, and has rank 0 print and write the row."""
+    """Runs the benchmark; rank 0 prints and writes the row."""
     arguments = parse.on_all_ranks(make_parser(), words, _check, world)
     if arguments is None:
         return
@@ -104,23 +108,23 @@ def _write(arguments: argparse.Namespace, row: Row, spans: list[list[trace.Span]
 
 
 def make_parser() -> parse.Parser:
-    """The flags of this benchmark."""
+    """Returns the parser of the command line of this benchmark."""
     parser = parse.Parser("jaxdp.bench step", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--engine", choices=ENGINES, help="default %(default)s")
     add("--model", choices=tuple(step_parts.MODELS), help="default %(default)s")
     add("--image_size", type=parse.number, help="height and width; default 32, or 224 for resnet50")
-    add("--dtype", choices=("float32", "bfloat16"), help="in which the model computes; default %(default)s")
-    add("--batch", type=parse.number, help="images a rank; default %(default)s")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype of the model; default %(default)s")
+    add("--batch", type=parse.number, help="images per rank; default %(default)s")
     add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), help="default %(default)s")
-    add("--wire", choices=tuple(WIRES), help="what float32 is on the wire")
-    add("--bucket", type=parse.size, help="with which a bucket is closed; default %(default)s")
+    add("--wire", choices=tuple(WIRES), help="format of float32 values on the wire")
+    add("--bucket", type=parse.size, help="target size of a bucket; default %(default)s")
     add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default 10")
-    add("--peers", type=pathlib.Path, help="a Python with torch and torchvision, to measure it beside; one rank only")
-    add("--json", type=pathlib.Path, help="a file for the row")
-    add("--plot", type=pathlib.Path, help="a file for a picture of rank 0's last step; native only")
-    add("--trace", type=pathlib.Path, help="a file for the last step in Chrome's trace format; native only")
+    add("--peers", type=pathlib.Path, help="a Python with torchvision, to time torch too; no mpirun")
+    add("--json", type=pathlib.Path, help="write the row to this file")
+    add("--plot", type=pathlib.Path, help="plot rank 0's last step to this file; native only")
+    add("--trace", type=pathlib.Path, help="write the last step as a Chrome trace; native only")
     parser.set_defaults(**dataclasses.asdict(step_parts.Setting()))
     return parser
 
@@ -130,15 +134,15 @@ def _check(arguments: argparse.Namespace) -> None:
     check_python(arguments.peers)
     if arguments.peers is not None and arguments.model not in _TORCH_HAS:
         raise ValueError(
-            f"--peers is for models that torchvision has, which {arguments.model!r} of this benchmark is not: use "
+            f"--peers cannot measure --model={arguments.model!r}, which torchvision does not have: use "
             f"--model={_TORCH_HAS[0]}"
         )
     if (arguments.trace or arguments.plot) and arguments.engine != "native":
-        raise ValueError(f"--trace and --plot show the buckets of the native engine, not those of {arguments.engine}")
+        raise ValueError(f"--trace and --plot need --engine=native, not {arguments.engine}: only it records buckets")
     if arguments.wire != "float32" and arguments.engine == "xla":
-        raise ValueError(f"--wire {arguments.wire} is not for JAX's own collectives, which send what they sum")
+        raise ValueError(f"--engine=xla does not support --wire={arguments.wire}: use --wire=float32")
     if arguments.wire != "float32" and arguments.algorithm == MPI:
-        raise ValueError(f"--wire {arguments.wire} is not for MPI's own allreduce, which sends what it sums")
+        raise ValueError(f"--algorithm=mpi does not support --wire={arguments.wire}: use --wire=float32")
 
 
 def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[list[trace.Span]]]:
@@ -177,9 +181,9 @@ def _timed(
     timed: dict[str, list[float]] = {name: [] for name in ("first", *parts.programs)}
     goodputs, progress = [], 0.0
     of_step = (0.0, 0.0)
-    # The same order on all ranks, another one each time: what runs before a program decides what is in its caches.
+    # Shuffle the programs, alike on all ranks, because the preceding program determines what is in the caches.
     orders = np.random.default_rng(0)
-    # The first two repetitions compile, and let connections warm up.
+    # The first two repetitions compile the programs and warm up connections.
     for repetition in range(-2, arguments.repeat):
         for name in orders.permutation(list(parts.programs)):
             world.barrier()
@@ -193,7 +197,7 @@ def _timed(
                 if name == "step":
                     progress += step_parts.progress_seconds() - used
                 if name == "compute":
-                    # On an accelerator no bucket leaves before the program of all of them has ended.
+                    # On an accelerator no bucket is sent before the program that computes all of them has ended.
                     ready = [event.start_s for event in native.events() if event.start_s >= start] or [end]
                     timed["first"].append(min(ready) - start)
         for way, measure in peers.items():
@@ -244,14 +248,14 @@ def _text(row: Row) -> str:
         "floor": row.floor_s,
         "step": row.step_s,
         "p95": row.p95_step_s,
-        "by hand": row.plain_s,
+        "hand-written": row.plain_s,
     }
     return (
-        f"{row.engine}, {row.model}, {row.batch} images a rank, {row.ranks} ranks, {row.gradient_bytes:,} bytes in "
+        f"{row.engine}, {row.model}, {row.batch} images per rank, {row.ranks} ranks, {row.gradient_bytes:,} bytes in "
         f"{row.buckets} buckets, stream {row.goodput_gbit_s:.3f} Gbit/s\n"
         + "  ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in times.items())
-        + f"  step / floor {row.step_s / row.floor_s:.3f}  step / by hand {row.step_s / row.plain_s:.3f}"
+        + f"  step / floor {row.step_s / row.floor_s:.3f}  step / hand-written {row.step_s / row.plain_s:.3f}"
         + f"  {row.tflop_s:.4g} TFLOP/s"
-        + (f"  {row.peer} {row.peer_s * 1e3:.1f} ms, {row.peer_s / row.step_s:.3f} of it" if row.peer_s else "")
-        + (f"  progress thread {row.progress_share:.2f} of a core" if row.engine == "native" else "")
+        + (f"  {row.peer} {row.peer_s * 1e3:.1f} ms ({row.peer_s / row.step_s:.3f} of the step)" if row.peer_s else "")
+        + (f"  progress thread {row.progress_share:.2f} cores" if row.engine == "native" else "")
     )

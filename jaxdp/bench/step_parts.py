@@ -1,4 +1,4 @@
-"""A training step and the parts of it that `jaxdp.bench step` times, as programs that run to their end."""
+"""A training step and its parts, as separate programs for `jaxdp.bench step` to time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Model(NamedTuple):
-    """What a model needs beside its name.
+    """Defaults of a model.
 
     Attributes:
-      options: its own.
-      image_size: height and width, if not asked for others.
-      num_classes: K.
+      options: options of the model.
+      image_size: default height and width in pixels.
+      num_classes: number of classes.
     """
 
     options: dict[str, Any]
@@ -42,14 +42,14 @@ MODELS = {
     "resnet50": Model({"stem": "imagenet", **_RESNET}, 224, 1000),
 }
 _RATE = 1e-3
-# Of the stream that tells the goodput: messages that are under way together, and for how long it runs.
+# The stream that measures the goodput: bytes of a message, messages in flight, and duration.
 _STREAM_BYTES, _STREAM_MESSAGES, _STREAM_SECONDS = 2**20, 4, 0.3
 _PROGRESS_THREAD = "jaxdp-progress"
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Which step: the flags of `jaxdp.bench step`."""
+    """The configuration of a step, as given by the flags of `jaxdp.bench step`."""
 
     engine: str = "native"
     model: str = "resnet18"
@@ -62,15 +62,15 @@ class Setting:
 
 
 class Parts(NamedTuple):
-    """What there is to time.
+    """The programs to time, and facts about the step.
 
     Attributes:
-      programs: by name; each returns what it computes, perhaps before that is there.
-      step_on: the step on another batch than its own; its metrics.
-      num_parameters: of the model.
-      bucket_bytes: of each bucket of the step.
-      flops: of forward and backward on a batch, two a multiply-add.
-      engine: that runs it.
+      programs: functions by name; each dispatches a program and returns its results, which may not be ready yet.
+      step_on: runs the step on a given batch and returns its metrics.
+      num_parameters: number of parameters of the model.
+      bucket_bytes: bytes of each bucket of the step.
+      flops: FLOPs of forward and backward on a batch, counting 2 per multiply-add.
+      engine: engine that runs the step.
     """
 
     programs: dict[str, Callable[[], Any]]
@@ -82,13 +82,13 @@ class Parts(NamedTuple):
 
 
 def make_parts(setting: Setting, world: World) -> Parts:
-    """The programs `step`, `forward` (and the loss), `compute` (all of it) and `plain`, a loop written by hand.
+    """Makes the programs of a step; all ranks must call it together.
 
-    Nothing crosses between ranks but in `step`; the others run on the first device of this rank. All ranks call it
-    together.
+    The programs are `step`, `forward` (forward pass and loss), `compute` (forward, backward and update) and `plain` (a
+    hand-written loop). Only `step` communicates; the other programs run on the first device of this rank.
 
     Args:
-      setting: of the step.
+      setting: configuration of the step.
       world: all ranks.
     """
     import jax
@@ -139,7 +139,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
     about[:, 0], about[:, 1] = rng.integers(0, model.num_classes, setting.batch), 1
     batch = Batch(rng.integers(0, 256, (setting.batch, *shape), np.uint8), about)
 
-    # The parts run on the first device of this rank, by themselves.
+    # `forward`, `compute` and `plain` run on the first device of this rank only.
     device = jax.local_devices()[0]
 
     def fresh() -> TrainState:
@@ -184,7 +184,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
 
 
 def allreduce_config(engine: str, algorithm: str, wire: str, *, bucket_bytes: int) -> AllreduceConfig:
-    """Of an allreduce with its usual options."""
+    """Returns the config of an allreduce with default options."""
     return AllreduceConfig(
         engine=engine,
         algorithm=algorithm,
@@ -209,7 +209,7 @@ def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:
 
 
 def _plain_step(task: Any, optimizer: Any) -> Callable[..., Any]:
-    """The loop that one would write by hand for one device."""
+    """Returns the training step that a user would write by hand for one device."""
     import jax
     import optax
 
@@ -229,7 +229,7 @@ def _plain_step(task: Any, optimizer: Any) -> Callable[..., Any]:
 
 
 def goodput(world: World) -> float:
-    """Gbit/s of a stream from every even rank to the next one, the slowest of them; 0.0 for one rank."""
+    """Returns the Gbit/s of the slowest of the streams from each even rank to the next rank; 0.0 for a single rank."""
     comm = world.host_comm
     peer = world.rank ^ 1
     if peer >= world.size:
@@ -238,7 +238,7 @@ def goodput(world: World) -> float:
         buffers = [np.zeros(_STREAM_BYTES, np.uint8) for _ in range(_STREAM_MESSAGES)]
         done, start = 0, 0.0
         more = np.ones(1, np.uint8)
-        # The first round opens the window of the connection.
+        # The first round warms up the connection and is not timed.
         for repetition in range(10_000):
             if repetition == 1:
                 start = time.perf_counter()
@@ -247,7 +247,7 @@ def goodput(world: World) -> float:
                 request.Wait()
             if repetition > 0:
                 done += _STREAM_BYTES * _STREAM_MESSAGES
-            # The receiver, which knows when bytes have come, ends it.
+            # The receiver ends the stream, because it knows when the bytes have arrived.
             if world.rank % 2:
                 more[0] = repetition == 0 or time.perf_counter() - start < _STREAM_SECONDS
                 comm.Send(more, peer, 2)
@@ -260,9 +260,9 @@ def goodput(world: World) -> float:
 
 
 def progress_seconds() -> float:
-    """Seconds of a core that the native engine's progress thread has used so far."""
+    """Returns the CPU seconds that the native engine's progress thread has used so far."""
     stat = _progress_thread() / "stat"
-    # After the name, which is in brackets, comes the state, field 3; 14 and 15 are user and system time (proc(5)).
+    # Field 3, the state, follows the name in brackets. Fields 14 and 15 are user and system time (proc(5)).
     fields = stat.read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

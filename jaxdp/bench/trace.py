@@ -1,4 +1,4 @@
-"""What took place in a training step, for a person to look at: its buckets on their way, in Chrome's trace format."""
+"""Timeline of the gradient buckets in one training step, in Chrome's trace format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxdp.world import World
 
 
 class Span(NamedTuple):
-    """What took place from one moment to another, in seconds from the start of the step."""
+    """A named interval, in seconds from the start of the step."""
 
     name: str
     start_s: float
@@ -18,12 +18,14 @@ class Span(NamedTuple):
 
 
 def of_step(marks: tuple[float, float], num_devices: int, world: World) -> list[list[Span]]:
-    """Of every rank: the last step, and its buckets from when they were ready until they had crossed.
+    """Returns, for every rank, the span of the step and of each bucket from when it was ready until it was summed.
+
+    All ranks must call it together.
 
     Args:
-      marks: when the step began and ended, by time.perf_counter.
-      num_devices: of this rank.
-      world: all ranks, which call it together.
+      marks: start and end of the step, from time.perf_counter.
+      num_devices: number of devices of this rank.
+      world: all ranks.
     """
     from jaxdp.collectives import run_native
 
@@ -39,7 +41,7 @@ def of_step(marks: tuple[float, float], num_devices: int, world: World) -> list[
 
 
 def write(path: pathlib.Path, spans: list[list[Span]]) -> None:
-    """In Chrome's trace format: a process a rank, a line a bucket."""
+    """Writes the spans in Chrome's trace format, with one process per rank and one line per bucket."""
     events = [
         {
             "name": span.name,

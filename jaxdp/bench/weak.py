@@ -1,11 +1,12 @@
-"""Weak scaling over hosts of `launch/netcluster`: a batch a host, on 1, 2, 4 of them, with our engines and torch's DDP.
+"""Measures weak scaling over hosts of `launch/netcluster`, with the engines of jaxdp and PyTorch's DDP.
 
-All hosts share the cores of one machine. So each rank has one core to use, efficiency is told against the same hosts,
-at the same time, each training for itself in a loop written by hand: the time of such a step over that of a step
-together. What is lost is what communication and the framework cost. Jobs of all frameworks are there at once and take
-turns, some steps at a time; those that wait sleep.
+The batch per host is fixed while the number of hosts grows. All hosts share the cores of one machine, so each rank uses
+one core. Efficiency is the step time of the same hosts, each training alone at the same time in a hand-written loop,
+divided by the step time of all hosts training together. It therefore shows the cost of communication and of the
+framework. The jobs of all frameworks exist at the same time and take turns of a few steps; jobs that wait sleep.
 
-Needs what `launch/netcluster` needs. --python=.venv-peers/bin/python (made by launch/peers) is for torch.
+Has the requirements of `launch/netcluster`. The framework torch also needs --python=.venv-peers/bin/python (created by
+launch/peers).
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ _WARM_UP = 2
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A framework on some hosts: seconds of a step on the slowest rank, medians over the rounds.
+    """The result for one framework on a number of hosts; times are medians over the rounds, on the slowest rank.
 
     Attributes:
-      framework: one of our engines, or torch.
-      hosts, batch: their number, and images a host.
-      alone_s: all hosts at once, each for itself.
-      together_s: as one job.
-      transfer_s: 2 (p - 1) / p x bytes of the gradient over the goodput of one stream.
-      images_per_second: of all hosts, together.
-      efficiency: alone_s / together_s, the median of those of the rounds.
-      efficiencies: of each round.
+      framework: an engine of jaxdp, or "torch".
+      hosts: number of hosts.
+      batch: number of images per host.
+      alone_s: seconds per step when all hosts train at the same time, each alone.
+      together_s: seconds per step when all hosts train as one job.
+      transfer_s: 2 (p - 1) / p x bytes of the gradient divided by the goodput of one stream, in seconds.
+      images_per_second: throughput of all hosts training together.
+      efficiency: median over the rounds of alone_s / together_s.
+      efficiencies: alone_s / together_s of each round.
     """
 
     framework: str
@@ -59,7 +61,7 @@ class Row:
 
 
 def main(words: Sequence[str]) -> None:
-    """Measures, prints a table, and writes and draws it if asked."""
+    """Runs the benchmark, prints a table, and writes and plots it if requested."""
     try:
         arguments = _make_parser().parse_args(words)
         _check(arguments)
@@ -72,7 +74,7 @@ def main(words: Sequence[str]) -> None:
             from jaxdp.bench import plots
 
             plots.weak(
-                rows, arguments.plot, title=f"{arguments.model}, {arguments.batch} images a host, {arguments.rate}"
+                rows, arguments.plot, title=f"{arguments.model}, {arguments.batch} images per host, {arguments.rate}"
             )
     except (ValueError, RuntimeError) as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)
@@ -83,17 +85,17 @@ def _make_parser() -> parse.Parser:
     parser = parse.Parser("jaxdp.bench weak", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--hosts", type=parse.numbers, default=[1, 2, 4], help="default 1,2,4")
-    add("--rate", default="500mbit", help="of each link and direction; default %(default)s")
-    add("--frameworks", type=parse.names, default=["native", "xla"], help=f"of {', '.join((*ENGINES, _TORCH))}")
+    add("--hosts", type=parse.numbers, default=[1, 2, 4], help="numbers of hosts; default 1,2,4")
+    add("--rate", default="500mbit", help="bandwidth of each link per direction; default %(default)s")
+    add("--frameworks", type=parse.names, default=["native", "xla"], help=f"some of {', '.join((*ENGINES, _TORCH))}")
     add("--model", choices=tuple(MODELS), default="resnet18", help="default %(default)s")
-    add("--batch", type=parse.number, default=8, help="images a host; default %(default)s")
+    add("--batch", type=parse.number, default=8, help="images per host; default %(default)s")
     add("--image_size", type=parse.number, default=32, help="height and width; default %(default)s")
-    add("--rounds", type=parse.number, default=5, help="in each of which every framework has its turn; default 5")
-    add("--steps", type=parse.number, default=3, help="in a turn; default %(default)s")
-    add("--python", type=pathlib.Path, help="a Python with torch and torchvision")
-    add("--json", type=pathlib.Path, help="a file for the rows")
-    add("--plot", type=pathlib.Path, help="a file for a picture")
+    add("--rounds", type=parse.number, default=5, help="rounds, with one turn per framework; default 5")
+    add("--steps", type=parse.number, default=3, help="steps per turn; default %(default)s")
+    add("--python", type=pathlib.Path, help="a Python with torch and torchvision, for torch")
+    add("--json", type=pathlib.Path, help="write the rows to this file")
+    add("--plot", type=pathlib.Path, help="write the plot to this file")
     return parser
 
 
@@ -102,18 +104,18 @@ def _check(arguments: argparse.Namespace) -> None:
     parse.program("mpiexec")
     for name in arguments.frameworks:
         if name not in (*ENGINES, _TORCH):
-            raise ValueError(f"--frameworks {name!r} is unknown: known are {', '.join((*ENGINES, _TORCH))}")
+            raise ValueError(f"unknown framework {name!r}: choose from {', '.join((*ENGINES, _TORCH))}")
     if _TORCH in arguments.frameworks:
         if arguments.model not in _TORCH_HAS:
-            raise ValueError(f"torch has no model {arguments.model!r} here: use --model={_TORCH_HAS[0]}")
+            raise ValueError(f"the torch baseline has no model {arguments.model!r}: use --model={_TORCH_HAS[0]}")
         if arguments.python is None or not arguments.python.is_file():
-            raise ValueError(f"torch needs --python, one that has it (launch/peers makes it), not {arguments.python}")
+            raise ValueError(f"torch needs --python, a Python created by launch/peers, not {arguments.python}")
     if reason := netcluster.why_not():
-        raise ValueError(f"no hosts can be made here: {reason}")
+        raise ValueError(f"cannot create hosts on this machine: {reason}")
 
 
 def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[Row]:
-    """The rows of so many hosts, each printed as it comes."""
+    """Measures all frameworks on this number of hosts; prints and yields one row per framework."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(netcluster.hosts(hosts, arguments.rate))
         goodput = _goodput() if hosts > 1 else None
@@ -125,7 +127,7 @@ def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[Row]:
             stack.callback(jobs[name].close)
         sizes = {name: job.measure("parameters") for name, job in jobs.items()}
         if len(set(sizes.values())) > 1:
-            raise RuntimeError(f"these are not the same models: they have {sizes} parameters")
+            raise RuntimeError(f"the models of the frameworks differ in their number of parameters: {sizes}")
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
         for number in range(-_WARM_UP, arguments.rounds):
             for name, job in jobs.items():
@@ -165,12 +167,12 @@ def _text(row: Row) -> str:
 
 
 def _goodput() -> float:
-    """Gbit/s of a stream between two hosts."""
+    """Returns the Gbit/s of a stream between two hosts."""
     return float(netcluster.run("goodput", "2").split()[1])
 
 
 def _commands(name: str, hosts: int, folder: pathlib.Path, arguments: argparse.Namespace) -> list[list[str]]:
-    """What starts the job: one command for all ranks, or one a host for torch, which has no launcher."""
+    """Returns the commands that start the job: one for all ranks, or one per host for torch, which has no launcher."""
     sizes = [str(value) for value in (arguments.batch, arguments.image_size, arguments.steps)]
     if name != _TORCH:
         flags = [f"--{flag}={value}" for flag, value in zip(("batch", "image_size", "steps"), sizes, strict=True)]
@@ -184,7 +186,7 @@ def _commands(name: str, hosts: int, folder: pathlib.Path, arguments: argparse.N
 
 
 class _Job:
-    """Of one framework; it lives until all rounds are over."""
+    """The job of one framework, which runs until all rounds are over."""
 
     def __init__(self, commands: Sequence[Sequence[str]], hosts: int, folder: pathlib.Path):
         self._hosts, self._turns = hosts, Turns(folder)
@@ -193,14 +195,14 @@ class _Job:
         ]
 
     def measure(self, what: str) -> float:
-        """Of the slowest rank."""
+        """Returns the result of the slowest rank."""
         return max(self._turns.call(what, self._hosts, self._is_over))
 
     def _is_over(self) -> bool:
         return any(process.poll() is not None for process in self._processes)
 
     def close(self) -> None:
-        """Ends it, if need be by force."""
+        """Ends the job, and kills it if it has not exited after 30 s."""
         self._turns.end()
         for process in self._processes:
             try:

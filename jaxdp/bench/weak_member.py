@@ -1,4 +1,4 @@
-"""One rank of a job of ours that `jaxdp.bench weak` measures: see there."""
+"""One rank of a jaxdp job that `jaxdp.bench weak` measures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxdp.world import World
 
 
 def serve(world: World) -> None:
-    """On every rank."""
+    """Builds the programs of a step and measures them on request, on every rank."""
     parser = parse.Parser("jaxdp.bench.weak_member", allow_abbrev=False)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--engine", choices=ENGINES, required=True)
@@ -51,7 +51,7 @@ def serve(world: World) -> None:
 
 
 def main() -> None:
-    # A core of its own, as far as there are, before anything counts those that there are.
+    # Bind each rank to one core (shared if there are too few), before anything counts the available cores.
     place = launcher.place()
     assert place is not None
     cores = sorted(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Flat buckets summed over the world, each in the way that was chosen for it."""
+"""Sums flat buckets over all ranks, each with the allreduce chosen for it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class BucketSum(Protocol):
-    """Sums buckets over all ranks; what that means for where it is called, its engine knows.
+    """Sums buckets over all ranks; where it may be called depends on the engine.
 
     Attributes:
-      chosen: what is to be kept of a choice by measurement; None if the config made it.
-      description: for a person.
+      chosen: the choice by measurement, to be saved with the run; None if the config made the choice.
+      description: human-readable description.
     """
 
     @property
@@ -42,11 +42,12 @@ class BucketSum(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockingAllreduce:
-    """By mpi4jax, one bucket after the other, inside jit on one device.
+    """Sums buckets with mpi4jax, one after the other, inside jit on one device.
 
     Attributes:
-      choices: one a bucket, in their order.
-      comm: a communicator that mpi4jax alone uses.
+      choices: one choice per bucket, in order.
+      comm: a communicator that only mpi4jax uses.
+      chosen, description: as in `BucketSum`.
     """
 
     choices: Sequence[Choice]
@@ -62,16 +63,18 @@ class BlockingAllreduce:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NativeAllreduce:
-    """By the native engine, all buckets at once, inside jit; with several local devices inside shard_map over them.
+    """Sums all buckets concurrently with the native engine, inside jit.
 
-    Every device then sums a part of a bucket over the local devices, has that part cross, and gathers the others: no
-    byte crosses twice.
+    With several local devices it must be called inside shard_map over them. Every device then sums one part of a bucket
+    over the local devices, sums that part over the ranks, and gathers the parts of the other devices. No byte is sent
+    between ranks twice.
 
     Attributes:
-      plans: one a bucket, in their order: that of device 0, those of the other devices following it. None in a world of
-        one, where nothing crosses.
-      axis: of the mesh of local devices.
-      num_devices: along it.
+      plans: one plan per bucket, in order: the plan of device 0, which the plans of the other devices follow. None in a
+        single process, where nothing is sent.
+      axis: name of the mesh axis of the local devices.
+      num_devices: number of local devices along the axis.
+      chosen, description: as in `BucketSum`.
     """
 
     plans: Sequence[run_native.Plan] | None
@@ -82,7 +85,7 @@ class NativeAllreduce:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether the sum is that over one device."""
+        """Whether there is nothing to sum, because there is only one device in one process."""
         return self.plans is None and self.num_devices == 1
 
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
@@ -96,16 +99,16 @@ class NativeAllreduce:
 
 
 def scattered(buckets: Sequence[jax.Array], axis: str, num_devices: int) -> list[jax.Array]:
-    """Inside shard_map: this device's part of each bucket, summed over the devices along the axis.
+    """Returns this device's part of each bucket, summed over the devices along the axis; inside shard_map.
 
-    Parts are equal: the last one ends with zeros where a bucket cannot be divided so.
+    Parts have the same size. If the size of a bucket is not divisible by `num_devices`, the last part ends with zeros.
     """
     padded = [jnp.pad(bucket, (0, -bucket.size % num_devices)) for bucket in buckets]
     return [jax.lax.psum_scatter(bucket, axis, tiled=True) for bucket in padded]
 
 
 def gathered(parts: Sequence[jax.Array], sizes: Sequence[int], axis: str) -> list[jax.Array]:
-    """Inside shard_map: the buckets of so many elements of which every device along the axis has its part."""
+    """Returns whole buckets of these sizes from the parts of the devices along the axis; inside shard_map."""
     return [
         jax.lax.all_gather(part, axis, tiled=True, to="invarying")[:size]
         for part, size in zip(parts, sizes, strict=True)
@@ -115,12 +118,14 @@ def gathered(parts: Sequence[jax.Array], sizes: Sequence[int], axis: str) -> lis
 def make_sum(
     engine: str, choice: Choice, num_elements: int, dtype: np.dtype, world: World
 ) -> Callable[[jax.Array], jax.Array]:
-    """The sum over all ranks of payloads of this size, inside jit on one CPU device; all ranks call it together.
+    """Returns a function that sums payloads of this size over all ranks, inside jit on one CPU device.
+
+    All ranks must call `make_sum` together.
 
     Args:
       engine: "native" or "mpi4jax".
-      choice: of the algorithm.
-      num_elements: of the payload.
+      choice: algorithm and options.
+      num_elements: number of elements of the payload.
       dtype: float32 or float64.
       world: all ranks.
     """
@@ -139,27 +144,27 @@ def make_allreduce(
     axis: str = "",
     parts: int = 1,
 ) -> BlockingAllreduce | NativeAllreduce:
-    """The allreduce that the config asks for, for buckets of this layout; all ranks call it together.
+    """Returns the allreduce that the config asks for, for buckets of this layout; all ranks must call it together.
 
-    A world that does not have as many ranks, or not on as many nodes, as the algorithm needs ends the job with one
-    message.
+    If the number of ranks, or their placement on nodes, does not suit the algorithm, the job ends with one message.
 
     Args:
-      config: of the allreduce, with the engine "native" or "mpi4jax".
+      config: allreduce settings, with the engine "native" or "mpi4jax".
       world: all ranks.
-      layout: of the buckets.
-      chosen: what "auto" chose when the run was here last. It is kept if world and buckets are still the same.
-      axis: of the mesh of local devices; "native" only, as are
-      parts: into which each bucket is cut, one a local device.
+      layout: layout of the buckets.
+      chosen: the choice of "auto" in the previous job of this run. It is kept if the number of ranks, the sizes of the
+        buckets, the engine and the wire format are unchanged.
+      axis: name of the mesh axis of the local devices; "native" only.
+      parts: number of parts into which each bucket is cut, one per local device; "native" only.
     """
     choices: Sequence[Choice] = []
     if world.size == 1:
-        chosen, description = None, "none: a world of one"
+        chosen, description = None, "none (single process)"
     elif config.algorithm == AUTO:
         choices, chosen, description = _measured(config, world, layout, chosen)
     else:
         choice, count, chosen = _configured(config, world), len(layout.members), None
-        choices, description = [choice] * count, f"{choice}; {count} bucket{'s' * (count > 1)}, by {config.engine}"
+        choices, description = [choice] * count, f"{choice}; {count} bucket{'s' * (count > 1)}, {config.engine} engine"
     if config.engine == "mpi4jax":
         return BlockingAllreduce(choices, world.device_comm, chosen, description)
     if world.size == 1:
@@ -175,9 +180,9 @@ def _configured(config: AllreduceConfig, world: World) -> Choice:
     with world.together():
         if config.algorithm == "hierarchical" and config.ranks_per_node is None and world.ranks_per_node is None:
             raise ValueError(
-                "a hierarchical allreduce needs as many ranks on every node, and ranks that follow one another on it: "
-                f"rank r of this world is on the node of rank {', '.join(map(str, world.leaders))} (r = 0, 1, ...): "
-                "start the job so, or choose another config.allreduce.algorithm"
+                "a hierarchical allreduce needs the same number of consecutive ranks on every node, but ranks 0, 1, "
+                f"... of this job are on the nodes of ranks {', '.join(map(str, world.leaders))}: "
+                "change how the launcher places ranks, or choose another config.allreduce.algorithm"
             )
         choice = Choice.of_config(config, num_ranks=world.size, ranks_per_node=world.ranks_per_node or 1)
         if choice.algorithm != MPI_NAME:
@@ -199,9 +204,9 @@ def _measured(
         chosen = here | {"choices": [dataclasses.asdict(choice) for choice in choices]}
         lines = [str(decision) for decision in decisions]
         origin = "chosen from measurements"
-    # Buckets of one size are of one kind.
+    # Buckets of the same size have the same line, which is shown once, with their number.
     kinds = [f"{lines.count(line)} x {line}" for line in dict.fromkeys(lines)]
-    return choices, chosen, f"{'; '.join(kinds)}; {origin}, by {config.engine}"
+    return choices, chosen, f"{'; '.join(kinds)}; {origin}, {config.engine} engine"
 
 
 def _blocking_sum(payload: jax.Array, choice: Choice, comm: MPI.Intracomm) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The allreduce for each bucket, chosen from measurements at the start of a job."""
+"""Chooses the allreduce for each bucket from measurements at the start of a job."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from jaxdp.world import World
 
 _SEGMENTS = (2**16, 2**18, 2**20)
-# Ring and direct have 2 (p - 1) messages a rank, which is too many to compile in larger worlds.
+# Ring and direct send 2 (p - 1) messages per rank, which are too many to compile with more ranks than this.
 _LARGEST_RING = 100
-# The rest of the two seconds goes into measuring the network.
+# Choosing takes about two seconds; the rest is spent on measuring the network.
 _TRIAL_SECONDS = 0.8
 _FINALISTS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What was chosen for a bucket, and why.
+    """The allreduce chosen for a bucket, and the times that decided.
 
     Attributes:
-      choice: the fastest in a trial over all ranks.
-      num_bytes: of the bucket.
-      ours: the best of jaxdp's algorithms in the trial.
-      predicted_s, tried_s: seconds that it takes, by the model of the network and in the trial.
-      mpi_s: seconds that MPI's own takes, in the trial; None if it cannot serve (16 bits on the wire).
+      choice: the fastest allreduce in a trial over all ranks.
+      num_bytes: size of the bucket.
+      ours: the fastest of jaxdp's own algorithms in the trial.
+      predicted_s, tried_s: seconds that `ours` takes, as predicted by the network model and as measured in the trial.
+      mpi_s: seconds that MPI's own allreduce takes in the trial; None if it cannot be used (16-bit wire formats).
     """
 
     choice: Choice
@@ -45,8 +45,8 @@ class Decision:
     mpi_s: float | None
 
     def __str__(self) -> str:
-        """For a person."""
-        ours = f"{self.predicted_s * 1e3:.3g} ms predicted, {self.tried_s * 1e3:.3g} ms tried"
+        """Returns a human-readable description."""
+        ours = f"{self.predicted_s * 1e3:.3g} ms predicted, {self.tried_s * 1e3:.3g} ms measured"
         if self.mpi_s is None:
             return f"{self.choice} for {self.num_bytes:,} bytes ({ours})"
         rival = f"{self.ours}: {ours}, mpi: {self.mpi_s * 1e3:.3g} ms"
@@ -54,20 +54,21 @@ class Decision:
 
 
 def choose(sizes: Sequence[int], wire: str, world: World, *, engine: str) -> list[Decision]:
-    """Measures the network, prices all candidates for each bucket, tries the best of them, and decides.
+    """Chooses the fastest allreduce for each bucket; all ranks must call it together.
 
-    The model shortlists algorithms of different names; a trial over all ranks, beside MPI's own allreduce, has the last
-    word, as no model knows everything about a machine. Trials are of the bucket's size, or of a part of it where that
-    takes too long. All ranks call it together; it takes about two seconds.
+    Measures the network, predicts the time of all candidates, and runs the best ones (one per algorithm) in a trial
+    over all ranks, together with MPI's own allreduce. The trial decides, because no model captures everything about a
+    machine. It uses the bucket's size, or part of it if that would take too long. In total this takes about two
+    seconds.
 
     Args:
       sizes: bytes of each bucket.
-      wire: see Choice.
-      world: of 2 ranks or more.
-      engine: that is to run it: "native" or "mpi4jax".
+      wire: wire format of float32 values, a key of `WIRES`.
+      world: a world of 2 ranks or more.
+      engine: the engine that will run the allreduce, "native" or "mpi4jax".
 
     Returns:
-      A decision a bucket, the same on all ranks.
+      One decision per bucket, the same on all ranks.
     """
     network = measure_network(world)
     different = list(dict.fromkeys(sizes))
@@ -76,7 +77,7 @@ def choose(sizes: Sequence[int], wire: str, world: World, *, engine: str) -> lis
 
 
 def candidates(num_ranks: int, ranks_per_node: int | None, wire: str) -> list[Choice]:
-    """All that is worth pricing in a world."""
+    """Returns all choices whose time is worth predicting."""
     trees: list[dict[str, Any]] = [
         {"colors": colors, "arity": arity}
         for colors in (1, 2, 3, 4, 8, 16)
@@ -108,16 +109,16 @@ def _decide(size: int, wire: str, network: Network, world: World, engine: str, s
         ranked = sorted(
             ((choice.predict(world.size, size, network), choice) for choice in everything), key=lambda entry: entry[0]
         )
-    # The best of each name; of equally good ones the first in the list.
+    # The best choice of each algorithm; of equally good ones the first in the list.
     best: dict[str, tuple[float, Choice]] = {}
     for predicted, choice in ranked:
         best.setdefault(choice.algorithm, (predicted, choice))
     finalists: list[tuple[float, Choice]] = world.bcast(list(best.values())[:_FINALISTS])
 
-    # Three runs of each, and the time that MPI's own takes is not known yet: as long as the slowest.
+    # Each runs three times. The time of MPI's own allreduce is unknown; assume that of the slowest finalist.
     expected = 3 * sum(predicted for predicted, _ in finalists) + 3 * finalists[-1][0]
     part = max(1, int(size // 4 * min(1.0, seconds / expected)))
-    # The trial of the blocking executor sends float32: half the values take as long as all of them in 16 bits.
+    # The trial of the blocking executor sends float32: half the values take as long as all values in 16 bits.
     narrower = WIRES[wire] / WIRES["float32"] if engine == "mpi4jax" else 1
     payload = np.ones(max(1, int(part * narrower)), np.float32)
     runs: list[Callable[[], object]] = [_runner(choice, payload, world, engine) for _, choice in finalists]
@@ -143,7 +144,7 @@ def _runner(choice: Choice, payload: np.ndarray, world: World, engine: str) -> C
 
 
 def _trial(runs: Sequence[Callable[[], object]], world: World) -> list[float]:
-    """Seconds of each on the slowest rank, the better of two interleaved runs after one to warm up."""
+    """Returns the seconds of each run on the slowest rank: the better of two interleaved runs after a warm-up."""
     timed = []
     for _ in range(3):
         row = []

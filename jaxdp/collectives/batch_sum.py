@@ -1,4 +1,4 @@
-"""Small sums over all devices of all ranks in the middle of a forward pass, and of its gradient."""
+"""Small differentiable sums over all devices of all ranks inside a forward pass."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 _Sum = Callable[[jax.Array], jax.Array]
 
-# Few rounds, as payloads are a few kB.
+# An algorithm with few rounds, because payloads are only a few kB.
 _CHOICE = Choice("halving_doubling")
 
 
 def make_batch_sums(engine: str, world: World, *, axis: str, num_devices: int) -> Callable[[], _Sum]:
-    """What gives, for each forward pass that is traced, the sum for its layers, in their order.
+    """Returns a function that makes, for each traced forward pass, the sum that its layers call one after another.
 
-    The first layer's messages have a plan of their own, and so have the second's, as layers may be side by side.
+    Each layer has its own plans, because the sums of different layers may be in progress at the same time.
 
     Args:
-      engine: "native", or "mpi4jax" with one device a rank.
-      world: all ranks, which trace the same programs in the same order.
-      axis: of the mesh of local devices, if they are several.
-      num_devices: along it.
+      engine: "native", or "mpi4jax" with one device per rank.
+      world: all ranks, which must trace the same programs in the same order.
+      axis: name of the mesh axis of the local devices, if there are several.
+      num_devices: number of local devices along the axis.
     """
 
     @functools.cache
     def of_layer(layer: int, size: int, dtype: np.dtype) -> _Sum:
         del layer
         forward, backward = (_sum_once(engine, world, size, dtype, axis, num_devices) for _ in range(2))
-        # Every device's part of the loss depends on the sum: what they all say of it adds up to its gradient.
+        # Every device's part of the loss depends on the sum, so its gradient is the sum of all their cotangents.
         total = jax.custom_vjp(forward)
         total.defvjp(lambda array: (forward(array), None), lambda _, cotangent: (backward(cotangent),))
         return total
@@ -53,7 +53,7 @@ def make_batch_sums(engine: str, world: World, *, axis: str, num_devices: int) -
 
 
 def _sum_once(engine: str, world: World, size: int, dtype: np.dtype, axis: str, num_devices: int) -> _Sum:
-    """A sum that one place in a program takes."""
+    """Returns the sum for one place in a program."""
     allreduce: BucketSum
     if engine == "mpi4jax" and world.size > 1:
         allreduce = BlockingAllreduce([_CHOICE], world.device_comm)
@@ -65,8 +65,8 @@ def _sum_once(engine: str, world: World, size: int, dtype: np.dtype, axis: str, 
         allreduce = NativeAllreduce(plans, axis, num_devices)
 
     def of_array(array: jax.Array) -> jax.Array:
-        # The total is to vary over the devices as the array does, if that is what it does: JAX itself would sum the
-        # gradient of what is the same on all of them, once too often.
+        # The total must be device-varying exactly if the input is: JAX sums the gradient of a value that is the same
+        # on all devices, which would be one sum too many.
         return jnp.where(True, allreduce([array])[0], array)
 
     return of_array

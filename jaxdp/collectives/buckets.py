@@ -1,4 +1,4 @@
-"""A pytree of arrays to a few flat buckets, and back."""
+"""Packs a pytree of arrays into a few flat buckets, and unpacks it."""
 
 import dataclasses
 import math
@@ -14,15 +14,15 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Which leaves of a pytree lie in which flat bucket.
+    """The assignment of the leaves of a pytree to flat buckets.
 
-    A bucket holds leaves of one dtype that follow one another in the order in which they become ready, and is closed
-    once it holds as many bytes as asked: so no bucket but the last is small.
+    A bucket holds leaves of one dtype, in the order in which they become ready. It is closed once it reaches the target
+    size, so only the last bucket of each dtype can be smaller.
 
     Attributes:
       shapes: shape and dtype of each leaf.
-      members: for each bucket the indices of its leaves.
-      treedef: of the pytree.
+      members: indices of the leaves of each bucket.
+      treedef: structure of the pytree.
     """
 
     shapes: tuple[jax.ShapeDtypeStruct, ...]
@@ -31,13 +31,13 @@ class Buckets:
 
     @classmethod
     def plan(cls, tree: PyTree, *, bucket_bytes: int, order: Sequence[int] | None = None) -> "Buckets":
-        """The buckets for pytrees like this one (arrays or their shapes).
+        """Returns the buckets for pytrees like this one.
 
         Args:
-          tree: of arrays or their shapes.
-          bucket_bytes: with which a bucket is closed.
-          order: indices of the leaves, those that are ready first before the others; None for the last leaves first,
-            as their gradients often are.
+          tree: pytree of arrays or their shapes.
+          bucket_bytes: target size of a bucket; a bucket that has reached it is closed.
+          order: indices of the leaves in the order in which they become ready. None for the last leaf first, because
+            the gradients of the last layers are often ready first.
         """
         leaves, treedef = jax.tree.flatten(tree)
         shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
@@ -55,7 +55,7 @@ class Buckets:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each bucket."""
+        """Size of each bucket in bytes."""
         return [_num_bytes(bucket) for bucket in self.buckets]
 
     @property
@@ -67,12 +67,12 @@ class Buckets:
         ]
 
     def pack(self, tree: PyTree) -> list[jax.Array]:
-        """The buckets of a pytree: arrays [num_elements]."""
+        """Returns the buckets of a pytree, arrays [num_elements]."""
         leaves = self.treedef.flatten_up_to(tree)
         return [jnp.concatenate([leaves[index].ravel() for index in bucket]) for bucket in self.members]
 
     def unpack(self, buckets: list[jax.Array]) -> PyTree:
-        """The pytree whose buckets these are."""
+        """Returns the pytree that `pack` turned into these buckets."""
         leaves: list[Any] = [None] * len(self.shapes)
         for bucket, flat in zip(self.members, buckets, strict=True):
             sizes = [math.prod(self.shapes[index].shape) for index in bucket]
@@ -83,17 +83,17 @@ class Buckets:
 
 
 def readiness(function: Callable[..., PyTree], *args: PyTree) -> list[int]:
-    """The leaves of what a function returns, those that it has computed first before the others.
+    """Returns the order in which a function, such as a backward pass, computes the leaves of its result.
 
-    In the order of the function's own program (its jaxpr), which for a backward pass runs from the last layer to the
-    first.
+    The order is that of the function's own program (its jaxpr), which for a backward pass runs from the last layer to
+    the first.
 
     Args:
-      function: pure.
-      args: pytrees of arrays or their shapes.
+      function: a pure function.
+      args: its arguments, pytrees of arrays or their shapes.
 
     Returns:
-      Indices of the leaves; leaves that are ready at once are in their own order.
+      Indices of the leaves. Leaves that are computed at the same time keep their own order.
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     computed = {id(variable): place for place, equation in enumerate(jaxpr.eqns) for variable in equation.outvars}

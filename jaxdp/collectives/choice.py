@@ -1,4 +1,4 @@
-"""Which allreduce a bucket takes: an algorithm with all its options, and how it is cut and sent."""
+"""The choice of an allreduce for a bucket: the algorithm, its options, the segment size and the wire format."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from jaxdp.config import AllreduceConfig
 
 MPI = "mpi"
-"""The name of the MPI library's own allreduce, beside those in the table."""
+"""Name of the MPI library's own allreduce, which is not in the algorithm table."""
 
 AUTO = "auto"
-"""In place of a name: a choice for each bucket from measurements at the start."""
+"""Algorithm name that chooses an allreduce for each bucket from measurements at the start of a job."""
 
 WIRES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""What float32 values may be on the wire, and its bytes."""
+"""Wire formats of float32 values, with the bytes of a value."""
 
 DEFAULT_COLORS = 4
 
 SEGMENT_BYTES = {"native": 2**16, "mpi4jax": 2**18}
-"""Sizes of segments that suit each engine."""
+"""Suitable segment size for each engine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Choice:
     """One way to sum a bucket over the ranks.
 
     Attributes:
-      algorithm: a name in the table, or "mpi".
-      colors, arity, inner, outer, ranks_per_node: its options, None where it has no such option.
-      segment_bytes: the size of segments that is wanted.
-      wire: a name in WIRES.
+      algorithm: name of an algorithm in `ALGORITHMS`, or "mpi".
+      colors, arity, inner, outer, ranks_per_node: options of the algorithm; None if it has no such option.
+      segment_bytes: target size of the segments.
+      wire: wire format, a key of `WIRES`.
     """
 
     algorithm: str
@@ -53,15 +53,15 @@ class Choice:
 
     @classmethod
     def of_config(cls, config: AllreduceConfig, *, num_ranks: int, ranks_per_node: int) -> Choice:
-        """What a config asks for in a world.
+        """Returns the choice that a config makes for a job of `num_ranks` ranks.
 
-        Without colors there are 4, or as many as there are ranks in a tree if fewer; without an arity it is that of the
-        paper, the number of colors.
+        The default number of colors is 4, or the number of ranks in a tree if that is smaller. The default arity is the
+        number of colors, as in the paper.
 
         Args:
-          config: any but algorithm "auto".
-          num_ranks: p.
-          ranks_per_node: for a hierarchical allreduce whose config does not say.
+          config: allreduce settings with any algorithm but "auto".
+          num_ranks: number of ranks.
+          ranks_per_node: ranks per node of a hierarchical allreduce if the config does not set it.
         """
         options: dict[str, Any] = {}
         wanted = ALGORITHMS[config.algorithm].options if config.algorithm != MPI else ()
@@ -76,28 +76,28 @@ class Choice:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that are set, by name."""
+        """The options that are set, by name, as keyword arguments of the algorithm."""
         names = ALGORITHMS[self.algorithm].options if self.algorithm != MPI else ()
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def schedule(self, num_ranks: int) -> Schedule:
-        """The schedule in a world of so many ranks; not for "mpi"."""
+        """Returns the schedule for `num_ranks` ranks; not available for "mpi"."""
         return _schedule(self.algorithm, num_ranks, tuple(self.options.items()))
 
     def profile(self, num_ranks: int) -> Profile:
-        """Its closed form."""
+        """Returns the closed form of the schedule's cost; not available for "mpi"."""
         return ALGORITHMS[self.algorithm].profile(num_ranks, **self.options)
 
     def num_segments(self, num_ranks: int, num_bytes: int) -> int:
-        """Segments into which the chunks of a payload are cut."""
+        """Returns the number of segments into which each chunk of a payload is cut."""
         return choose_segments(self.schedule(num_ranks), num_bytes, segment_bytes=self.segment_bytes)
 
     def wire_of(self, dtype: np.dtype) -> str | None:
-        """What values of this dtype are rounded to when they are sent; None if they are not."""
+        """Returns the type to which values of this dtype are rounded when they are sent, None if they are not."""
         return self.wire if self.wire != "float32" and dtype == np.float32 else None
 
     def predict(self, num_ranks: int, num_bytes: int, network: Network) -> float:
-        """Seconds for a float32 payload, by the closed form."""
+        """Predicts the seconds for a float32 payload of `num_bytes` bytes from the closed form."""
         return self.profile(num_ranks).predict(
             num_bytes,
             network,
@@ -106,7 +106,7 @@ class Choice:
         )
 
     def __str__(self) -> str:
-        """For a person, as `multicolor colors=4 arity=4`."""
+        """Returns a readable form, such as `multicolor colors=4 arity=4`."""
         words = [self.algorithm, *(f"{name}={value}" for name, value in self.options.items())]
         if self.wire != "float32":
             words.append(f"wire={self.wire}")

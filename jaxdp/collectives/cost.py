@@ -1,4 +1,4 @@
-"""What a schedule costs: rounds, bytes, fan-in, and its time by a model of the link."""
+"""The cost of a schedule: rounds, bytes, fan-in, and the time under a model of the network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxdp.collectives.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The alpha-beta-gamma model (Thakur et al. 2005, section 3), for links that send and receive at once.
+    """A full-duplex link in the alpha-beta-gamma model (Thakur et al. 2005, section 3).
 
     Attributes:
-      alpha: seconds that a message costs, whatever its size.
-      beta: seconds a byte on the wire.
-      gamma: seconds a byte of the payload to add.
+      alpha: seconds per message, whatever its size.
+      beta: seconds per byte on the wire.
+      gamma: seconds to add one byte of the payload.
     """
 
     alpha: float
@@ -28,13 +28,13 @@ class Link:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What moves, without any model.
+    """Communication counts of a schedule, independent of any network model.
 
     Attributes:
       rounds: number of rounds.
-      sent, received: float64 [num_ranks], in payloads: 2.0 is twice the bytes of the payload.
-      fan_in: the most ranks from which one receives in one round.
-      lower_bound: 2 (p - 1) / p payloads, which every rank must send and receive at least (Patarasu and Yuan 2009).
+      sent, received: float64 [num_ranks], volume in payloads: 2.0 is twice the bytes of the payload.
+      fan_in: the largest number of ranks from which a rank receives in one round.
+      lower_bound: 2 (p - 1) / p payloads, the least that every rank must send and receive (Patarasu and Yuan 2009).
     """
 
     rounds: int
@@ -45,7 +45,7 @@ class Counts:
 
 
 def counts(schedule: Schedule) -> Counts:
-    """The counts of a schedule."""
+    """Returns the communication counts of a schedule."""
     p = schedule.num_ranks
     of_round = np.repeat(np.arange(schedule.num_rounds), np.diff(schedule.round_starts))
     pairs = np.unique((of_round * p + schedule.dst) * p + schedule.src)
@@ -64,9 +64,9 @@ class Network:
     """The links of a cluster.
 
     Attributes:
-      between: two ranks of different nodes.
-      inside: two ranks of one node.
-      ranks_per_node: rank r is on node r // ranks_per_node.
+      between: link between two ranks of different nodes.
+      inside: link between two ranks of one node.
+      ranks_per_node: number of ranks per node; rank r is on node r // ranks_per_node.
     """
 
     between: Link
@@ -75,24 +75,24 @@ class Network:
 
     @classmethod
     def flat(cls, link: Link) -> Network:
-        """All ranks alike."""
+        """Returns a network in which all pairs of ranks have the same link."""
         return cls(link, link, 1)
 
 
 def simulate(
     schedule: Schedule, num_bytes: float, network: Network, *, num_segments: int = 1, wire_ratio: float = 1.0
 ) -> float:
-    """Seconds until the last rank is done, by walking the program of the blocking executor.
+    """Returns the seconds until the last rank is done, by simulating the program of the blocking executor.
 
-    A message starts when both its ranks have come to its phase and takes alpha + beta x bytes; a rank leaves a phase
-    when its message out and its message in are through, and a step when it has added up what came.
+    A message starts when both of its ranks have reached its phase, and takes alpha + beta x bytes. A rank leaves a
+    phase when its outgoing and its incoming message are complete, and a step when it has added what it received.
 
     Args:
-      schedule: any.
-      num_bytes: of the payload.
-      network: the model.
-      num_segments: into which each chunk is cut.
-      wire_ratio: bytes on the wire for a byte of the payload.
+      schedule: any schedule.
+      num_bytes: size of the payload.
+      network: model of the network.
+      num_segments: number of segments into which each chunk is cut.
+      wire_ratio: bytes on the wire per byte of the payload.
     """
     size = num_bytes / schedule.num_chunks / num_segments
     clock = np.zeros(schedule.num_ranks)
@@ -104,7 +104,7 @@ def simulate(
             alpha = np.where(in_a_node, network.inside.alpha, network.between.alpha)
             beta = np.where(in_a_node, network.inside.beta, network.between.beta)
             end = np.maximum(clock[src], clock[dst]) + alpha + beta * wire_ratio * size * num_chunks
-            # In a phase a rank is source once and destination once, so that neither line meets a rank twice.
+            # In a phase a rank is source at most once and destination at most once: neither line repeats an index.
             clock[src] = np.maximum(clock[src], end)
             clock[dst] = np.maximum(clock[dst], end)
             adding[dst] += network.between.gamma * size * num_chunks * reduce
@@ -117,9 +117,9 @@ class Activity:
     """What a rank does in one round.
 
     Attributes:
-      messages_in, messages_out: how many.
-      received, sent: in payloads.
-      added: the part of what it receives that it adds up, in payloads.
+      messages_in, messages_out: number of messages received and sent.
+      received, sent: volume received and sent, in payloads.
+      added: the part of the received volume that the rank adds, in payloads.
     """
 
     messages_in: float = 0
@@ -131,7 +131,7 @@ class Activity:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Profile:
-    """What the busiest ranks do, round after round: a schedule's closed form, for any number of ranks.
+    """The closed form of a schedule's cost, for any number of ranks: what the busiest ranks do in each round.
 
     Attributes:
       table: float64 [num_roles, num_rounds, 5], the fields of Activity; every rank's activity is at most that of
@@ -144,31 +144,34 @@ class Profile:
 
     @classmethod
     def of(cls, *roles: Sequence[Activity]) -> Profile:
-        """The profile of ranks in these roles, in rounds between nodes."""
+        """Returns the profile of ranks in these roles, with all rounds between nodes."""
         table = np.array([[dataclasses.astuple(activity) for activity in role] for role in roles], float)
         return cls.of_table(table.reshape(len(roles), -1, len(dataclasses.fields(Activity))))
 
     @classmethod
     def of_table(cls, table: np.ndarray) -> Profile:
-        """The same from a table."""
+        """Returns the profile with this table, with all rounds between nodes."""
         return cls(table, np.zeros(table.shape[1], bool))
 
     @classmethod
     def balanced(cls, num_ranks: int) -> Profile:
-        """Of a reduce-scatter and an all-gather in which every rank sends and receives a chunk of n / p a round."""
+        """Returns the profile of a reduce-scatter and all-gather with one chunk of n / p per rank and round."""
         chunk = 1 / num_ranks
         reduce_scatter = Activity(messages_in=1, received=chunk, messages_out=1, sent=chunk, added=chunk)
         all_gather = dataclasses.replace(reduce_scatter, added=0)
         return cls.of([reduce_scatter] * (num_ranks - 1) + [all_gather] * (num_ranks - 1))
 
     def predict(self, num_bytes: float, network: Network, *, num_segments: int = 1, wire_ratio: float = 1.0) -> float:
-        """Seconds, each step of the pipeline lasting as long as its busiest rank needs; arguments as for `simulate`."""
+        """Predicts the seconds of an allreduce; each pipeline step takes as long as its busiest rank.
+
+        The arguments are those of `simulate`.
+        """
         segment = num_bytes / num_segments
         alpha = np.where(self.in_a_node, network.inside.alpha, network.between.alpha)
         beta = np.where(self.in_a_node, network.inside.beta, network.between.beta) * wire_ratio * segment
         messages_in, received, messages_out, sent, added = np.moveaxis(self.table, -1, 0)
 
-        # Step t does the rounds from t - S + 1 to t.
+        # Step t runs the rounds from t - S + 1 to t, where S is the number of segments.
         step = np.arange(self.table.shape[1] + num_segments - 1)
         first, end = np.maximum(0, step - num_segments + 1), np.minimum(step + 1, self.table.shape[1])
 

@@ -1,4 +1,4 @@
-"""Alpha, beta and gamma of the links of this world, measured."""
+"""Measures alpha, beta and gamma of the links between the ranks of a job."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SHORT, _LONG = 0.05, 0.1
 
 
 def measure_network(world: World) -> Network:
-    """The links between nodes and inside them, while all ranks use them at once; all ranks call it together.
+    """Measures the links between and inside nodes while all ranks use them; all ranks must call it together.
 
-    Takes about half a second for each kind of link. Every rank sends to the next one and receives from the one
-    before, as in most schedules: small messages tell alpha; trains of segments tell beta, after a first one that has
-    let the network warm up.
+    Takes about half a second for each kind of link. Every rank sends to the next rank and receives from the previous
+    one, as in most schedules. Small messages give alpha. Series of segments give beta, after a first series to warm up
+    the network.
 
     Args:
-      world: of 2 ranks or more.
+      world: a world of 2 ranks or more.
 
     Returns:
-      The model of its network, the same on all ranks.
+      The network model, the same on all ranks.
     """
     gamma = _measure_gamma(world)
     per_node = world.ranks_per_node or 1
@@ -50,7 +50,7 @@ def _measure_link(world: World, distance: int, gamma: float) -> Link:
 
     small, large = train(_SMALL), train(_LARGE)
     _seconds_each(world, large, at_least=_SHORT)
-    # In turn, and the median of three each: one hiccup of the network does no harm, and a load on it both feel.
+    # Measure both in turn, so that a load on the network affects both; medians of three exclude a single hiccup.
     turns = [
         (_seconds_each(world, small, at_least=_SHORT / 2), _seconds_each(world, large, at_least=_LONG))
         for _ in range(3)
@@ -66,7 +66,7 @@ def _measure_gamma(world: World) -> float:
 
 
 def _seconds_each(world: World, work: Callable[[], object], *, at_least: float) -> float:
-    """Seconds for one of many in a row on the slowest rank, as many as take long enough."""
+    """Returns the seconds per call on the slowest rank, over enough calls to take `at_least` seconds."""
     times = 1
     while True:
         world.barrier()

@@ -1,4 +1,4 @@
-"""Messages to phases, in each of which a rank sends to at most one peer and receives from at most one."""
+"""Groups messages into phases in which each rank sends at most one message and receives at most one."""
 
 import collections
 import itertools
@@ -6,27 +6,27 @@ from collections.abc import Sequence
 
 
 def phases(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Deals messages out to as few phases as can be: as many as the busiest rank sends or receives.
+    """Distributes messages over the fewest possible phases: the most messages that a rank sends or receives.
 
-    A proper edge colouring of the bipartite multigraph of senders and receivers with as many colours as its
-    largest degree (Koenig 1916), by alternating paths. If every rank takes the phases in this order, and does
-    its one send and its one receive of a phase together, no circle of ranks that wait can arise.
+    This is a proper edge colouring of the bipartite multigraph of senders and receivers, found by alternating paths.
+    The number of colours is the largest degree (Koenig 1916). If every rank takes the phases in this order, and does
+    its one send and one receive of a phase together, no deadlock can occur.
 
     Args:
       pairs: sender and receiver of each message.
 
     Returns:
-      The phases, as indices of messages; every message stands in exactly one of them.
+      The phases, as indices of messages; every message is in exactly one phase.
     """
-    # A vertex is a rank as sender or as receiver; at each, which message has which phase.
+    # A vertex is a rank as sender or as receiver; `at` holds, for each vertex, the message in each phase.
     at: dict[tuple[str, int], dict[int, int]] = collections.defaultdict(dict)
     ends = [(("send", src), ("receive", dst)) for src, dst in pairs]
     phase_of: list[int] = []
     for index, (sender, receiver) in enumerate(ends):
         phase, other = _first_free(at[sender]), _first_free(at[receiver])
         if phase in at[receiver]:
-            # Exchange `phase` and `other` along the path from the receiver, which frees `phase` there. The
-            # path comes to senders by `phase` only, which this sender has free: it never ends here.
+            # Swap `phase` and `other` along the path from the receiver, which frees `phase` there. The path enters
+            # senders only through `phase`, which is free at this sender, so the path never reaches this sender.
             path = []
             vertex, wanted = receiver, phase
             while wanted in at[vertex]:

@@ -1,4 +1,4 @@
-"""A schedule lowered to what blocking messages can do: steps of phases, segments in a pipeline."""
+"""Lowers a schedule to blocking messages: steps of phases, with segments in a pipeline."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jaxdp.collectives.schedule import Schedule, chunk_bounds
 
 
 class Message(NamedTuple):
-    """What one rank sends to another at once.
+    """One message between two ranks: a segment of one or more chunks.
 
     Attributes:
-      src, dst: ranks.
-      segment: of each chunk in it.
-      chunks: in ascending order.
-      moves: for each chunk the place of its move in the round; additions into one chunk follow it.
+      src, dst: source and destination rank.
+      segment: index of the segment that is sent of each chunk.
+      chunks: the chunks, in ascending order.
+      moves: index of each chunk's move in its round; additions into a chunk are applied in this order.
       reduce: True to add, False to overwrite.
     """
 
@@ -33,7 +33,7 @@ class Message(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What a rank sends and receives in a phase, at once."""
+    """What a rank sends and receives together in one phase; None for nothing."""
 
     sent: Message | None
     received: Message | None
@@ -43,19 +43,20 @@ Step = list[list[Message]]
 
 
 def program(schedule: Schedule, num_segments: int) -> Iterator[Step]:
-    """The steps of a schedule whose chunks are cut into segments that follow one another in a pipeline.
+    """Yields the steps of a schedule whose chunks are cut into segments, which pass through the rounds as a pipeline.
 
-    Step t does round r for segment t - r, for all r at once, so that a rank receives one segment while it sends
-    another on: num_rounds + num_segments - 1 steps. Within a step all messages carry values from before it, and the
-    moves of a round that go from one rank to another are one message. The phases of a step are as many as the
-    busiest rank sends or receives in it; larger messages take earlier phases, so that those of like size meet.
+    Step t runs round r for segment t - r, for all r at once, so that a rank receives one segment while it forwards
+    another. This takes num_rounds + num_segments - 1 steps. Within a step all messages carry values from before the
+    step. All additions of a round from one rank to another are one message, and so are all copies. The number of phases
+    of a step is the number of messages that the busiest rank sends or receives in it. Larger messages take earlier
+    phases, so that messages of similar size share a phase.
 
     Args:
-      schedule: any.
-      num_segments: S, 1 or more.
+      schedule: any schedule.
+      num_segments: number of segments per chunk, 1 or more.
 
     Yields:
-      Lists of phases, in each of which a rank sends at most one message and receives at most one.
+      Each step as a list of phases, in each of which a rank sends at most one message and receives at most one.
     """
     messages = functools.cache(functools.partial(_messages_of_round, schedule))
 
@@ -71,12 +72,12 @@ def program(schedule: Schedule, num_segments: int) -> Iterator[Step]:
 
 
 def of_rank(steps: Iterable[Step], rank: int, pieces: Pieces) -> Iterator[list[Exchange]]:
-    """What one rank does: its exchanges of each step, in the order in which all ranks do theirs.
+    """Yields the exchanges of one rank in each step, in the order of phases that all ranks follow.
 
     Args:
-      steps: of a program.
-      rank: this one.
-      pieces: of the payload. Messages without elements (of a payload with fewer elements than pieces) are left out.
+      steps: the steps of a program.
+      rank: the rank.
+      pieces: the pieces of the payload. Empty messages, of a payload with fewer elements than pieces, are left out.
     """
     for step in steps:
         exchanges = [
@@ -91,17 +92,17 @@ def of_rank(steps: Iterable[Step], rank: int, pieces: Pieces) -> Iterator[list[E
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """Where the segments of the chunks lie in a flat payload: one after another.
+    """The location of each segment of each chunk in a flat payload.
 
     Attributes:
-      slices: by chunk and segment, in the order of the payload.
+      slices: slice of the payload for each (chunk, segment), in the order of the payload.
     """
 
     slices: dict[tuple[int, int], slice]
 
     @classmethod
     def of(cls, num_elements: int, *, num_chunks: int, num_segments: int) -> Pieces:
-        """The pieces of a payload of so many elements."""
+        """Returns the pieces of a payload of `num_elements` elements."""
         bounds = chunk_bounds(num_elements, num_chunks)
         slices = {}
         for chunk, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
@@ -111,7 +112,7 @@ class Pieces:
         return cls(slices)
 
     def sizes(self, message: Message) -> list[int]:
-        """Elements of each chunk in a message."""
+        """Returns the number of elements of each chunk in a message."""
         parts = [self.slices[chunk, message.segment] for chunk in message.chunks]
         return [part.stop - part.start for part in parts]
 
@@ -127,20 +128,22 @@ def _messages_of_round(schedule: Schedule, index: int) -> list[Message]:
     return found
 
 
-# Compiling takes about 5 ms a message (JAX 0.10, one core), concatenating the chunks of a message about as much each.
+# Compiling takes about 5 ms per message, and about as much per chunk to be concatenated (JAX 0.10, one core).
 _MOST_MOVES = 200
 
 
 def choose_segments(schedule: Schedule, num_bytes: int, *, segment_bytes: int) -> int:
-    """Segments of at most so many bytes, but never more than compile in a second or two: 200 moves a rank.
+    """Returns the number of segments per chunk for segments of at most `segment_bytes`, within a limit on compile time.
+
+    The limit is 200 moves per rank, which compile in a second or two.
 
     Args:
-      schedule: of one round or more.
-      num_bytes: of the payload.
-      segment_bytes: the size that is wanted.
+      schedule: a schedule of one round or more.
+      num_bytes: size of the payload.
+      segment_bytes: target size of a segment.
 
     Returns:
-      S for `program`: 1 where the schedule has more moves than that already.
+      The number of segments for `program`; 1 if the schedule itself has more moves than the limit.
     """
     busiest = max(np.bincount(column, minlength=1).max() for column in (schedule.src, schedule.dst))
     wanted = -(-num_bytes // (schedule.num_chunks * segment_bytes))

@@ -1,4 +1,4 @@
-"""A schedule run by mpi4jax inside jit: its program, one blocking exchange a phase."""
+"""Runs a schedule with mpi4jax inside jit, with one blocking exchange per phase of its program."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def allreduce(
     num_segments: int = 1,
     wire: np.dtype | None = None,
 ) -> jax.Array:
-    """The sum over the ranks of a communicator, by a schedule; call it on all of them, inside jit on one device.
+    """Sums a payload over the ranks of a communicator by a schedule.
 
-    Every rank walks the phases of every step of the program in the same order, and in each does its one send and its
-    one receive together, so no schedule can deadlock. Additions wait for the end of the step and then
-    follow the order of the moves in their round, as in the oracle: the bits do not depend on the segments.
+    All ranks must call it, inside jit on one device. Every rank walks the phases of every step in the same order, and
+    in each phase does its one send and one receive together, so no schedule can deadlock. Additions wait for the end of
+    the step and then follow the order of the moves in their round, as in the oracle. The bits therefore do not depend
+    on the number of segments.
 
     Args:
       payload: [num_elements], of the same size and dtype on all ranks.
-      schedule: for as many ranks as the communicator has.
-      comm: a communicator that mpi4jax alone uses.
-      num_segments: into which each chunk is cut. The time to compile grows with the number of messages, which is
-        in proportion to it.
-      wire: bfloat16 or float16, to which values are rounded when they are sent; sums stay in the payload's dtype.
+      schedule: a schedule for the number of ranks of the communicator.
+      comm: a communicator that only mpi4jax uses.
+      num_segments: number of segments into which each chunk is cut. The number of messages, and with it the time to
+        compile, is proportional to it.
+      wire: bfloat16 or float16, to which values are rounded when they are sent; None to send them unchanged. Sums stay
+        in the payload's dtype.
 
     Returns:
-      [num_elements], the same bits on all ranks.
+      The sum, [num_elements], with the same bits on all ranks.
     """
-    assert schedule.num_ranks == comm.size, "the schedule is for this communicator"
+    assert schedule.num_ranks == comm.size, "schedule and communicator must have the same number of ranks"
     encode, decode = _wire_format(payload.dtype, wire)
 
     pieces = Pieces.of(payload.size, num_chunks=schedule.num_chunks, num_segments=num_segments)
@@ -56,7 +58,7 @@ def allreduce(
     for step in of_rank(program(schedule, num_segments), comm.rank, pieces):
         for sent, _ in step:
             if sent is not None and not sent.reduce:
-                # The copies that leave are rounded, so the one that stays must be.
+                # The copies that are sent are rounded, so the rank's own copy must be rounded too.
                 for chunk in sent.chunks:
                     held[chunk, sent.segment] = decode(encode(held[chunk, sent.segment]))
         arrived = []
@@ -84,7 +86,10 @@ def _joined(parts: list[jax.Array]) -> jax.Array:
 
 
 def _wire_format(payload: np.dtype, wire: np.dtype | None) -> tuple[_Cast, _Cast]:
-    """To what is sent, and back. MPI knows no 16-bit floats: their bits cross as integers."""
+    """Returns functions that convert values to what is sent, and back.
+
+    MPI has no 16-bit floats, so their bits are sent as integers.
+    """
     if wire is None:
         return lambda x: x, lambda x: x
     return (

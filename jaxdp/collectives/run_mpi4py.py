@@ -1,4 +1,4 @@
-"""A schedule run by mpi4py on NumPy arrays: the messages of the mpi4jax executor, without compiling anything."""
+"""Runs a schedule with mpi4py on NumPy arrays: the messages of the mpi4jax executor, without compilation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ if TYPE_CHECKING:
 
 
 def allreduce(payload: np.ndarray, *, schedule: Schedule, comm: MPI.Intracomm, num_segments: int = 1) -> np.ndarray:
-    """The sum over the ranks of a communicator, by a schedule, to tell how long it takes; see `run_mpi4jax.allreduce`.
+    """Sums a payload over the ranks of a communicator by a schedule, to measure how long it takes.
+
+    Messages and order of additions are those of `run_mpi4jax.allreduce`.
 
     Args:
       payload: [num_elements], of the same size and dtype on all ranks.
-      schedule: for as many ranks as the communicator has.
-      comm: a communicator that mpi4py alone uses.
-      num_segments: into which each chunk is cut.
+      schedule: a schedule for the number of ranks of the communicator.
+      comm: a communicator that only mpi4py uses.
+      num_segments: number of segments into which each chunk is cut.
 
     Returns:
-      [num_elements], with the bits of the oracle.
+      The sum, [num_elements], with the bits of the oracle.
     """
-    assert schedule.num_ranks == comm.size, "the schedule is for this communicator"
+    assert schedule.num_ranks == comm.size, "schedule and communicator must have the same number of ranks"
     from mpi4py import MPI
 
     pieces = Pieces.of(payload.size, num_chunks=schedule.num_chunks, num_segments=num_segments)

@@ -1,4 +1,4 @@
-"""A schedule run by the native engine: messages of all chunks, segments and buckets at once, beside the computation."""
+"""Runs schedules with the native engine, which sends all buckets concurrently, overlapped with computation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from jaxdp.world import World
 
-# MPI counts in 32 bits.
+# MPI takes counts as 32-bit integers.
 _LARGEST_COUNT = 2**30
 _TARGET, _PASS = "jaxdp_allreduce", "jaxdp_pass"
 _MESSAGE_ROOM = 4096
@@ -32,9 +32,9 @@ class Plan(NamedTuple):
     """How the engine sums payloads of one size.
 
     Attributes:
-      number: of the plan in the engine.
-      num_elements: of the payload.
-      dtype: of the payload.
+      number: number of the plan in the engine.
+      num_elements: number of elements of the payload.
+      dtype: dtype of the payload.
     """
 
     number: int
@@ -43,7 +43,12 @@ class Plan(NamedTuple):
 
 
 class Event(NamedTuple):
-    """One allreduce that is over, in seconds of the clock of time.perf_counter."""
+    """One finished allreduce.
+
+    Attributes:
+      plan: number of the plan.
+      start_s, end_s: start and end in seconds, on the clock of `time.perf_counter`.
+    """
 
     plan: int
     start_s: float
@@ -51,26 +56,26 @@ class Event(NamedTuple):
 
 
 class Engine:
-    """The progress thread of this rank and its plans.
+    """The native engine of this rank: its progress thread and its plans.
 
-    All ranks make the same plans in the same order. What is summed inside jit may start in any order on each of them;
-    two sums by one plan must follow one another in the program, as those of two training steps do.
+    All ranks must make the same plans in the same order. Sums inside jit may start in a different order on each rank.
+    Two sums by the same plan must follow one another in the program, as the sums of two training steps do.
     """
 
     def __init__(self, comm: Intracomm):
         """Starts the engine.
 
         Args:
-          comm: a communicator for it alone, on which errors are returned from now on.
+          comm: a communicator that only this engine uses. Its error handler is set to return errors.
         """
         self._comm = comm
         self._library = _library()
         self._engine = self._library.jaxdp_open(comm.py2f())
-        # Before MPI is closed, which mpi4py does later: a thread that polls it then would crash.
+        # Stop before mpi4py finalizes MPI, which happens later: a thread that polls a finalized MPI would crash.
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Ends its threads; what is under way fails."""
+        """Ends the threads of the engine; pending allreduces fail."""
         self._library.jaxdp_stop(self._engine)
 
     def plan(
@@ -83,20 +88,20 @@ class Engine:
         wire: str | None = None,
         name: str = "a payload",
     ) -> Plan:
-        """A plan for payloads of this size; all ranks call it together.
+        """Makes a plan for payloads of this size; all ranks must call it together.
 
         Args:
-          schedule: for as many ranks as the communicator has.
-          num_elements: of the payload.
+          schedule: a schedule for the number of ranks of the communicator.
+          num_elements: number of elements of the payload.
           dtype: float32 or float64.
-          segment_bytes: the size of the pieces into which chunks are cut.
-          wire: "bfloat16" or "float16", to which float32 is rounded when it is sent; None to send it as it is.
-          name: of the payload, in messages.
+          segment_bytes: size of the pieces into which chunks are cut.
+          wire: "bfloat16" or "float16" to round float32 values when they are sent; None to send them unchanged.
+          name: name of the payload in messages.
 
         Raises:
-          ValueError: there are more pieces than MPI has tags.
+          ValueError: the plan has more pieces than MPI has tags left.
         """
-        assert schedule.num_ranks == self._comm.size, "the schedule is for this communicator"
+        assert schedule.num_ranks == self._comm.size, "schedule and communicator must have the same number of ranks"
         dtype = np.dtype(dtype)
         largest_chunk = int(np.diff(chunk_bounds(num_elements, schedule.num_chunks)).max()) * dtype.itemsize
         pieces = tables.pieces(num_elements, schedule.num_chunks, max(1, -(-largest_chunk // segment_bytes)))
@@ -105,19 +110,19 @@ class Engine:
         plan = self._add(name, wire or dtype.name, num_elements, dtype, transfers, pieces, schedule.num_chunks, lanes)
         if plan.number < 0:
             raise ValueError(
-                f"{name} of {num_elements * dtype.itemsize:,} bytes in segments of {segment_bytes:,} needs more tags "
-                "than this MPI has: set config.allreduce.segment_bytes to more"
+                f"{name} of {num_elements * dtype.itemsize:,} bytes in segments of {segment_bytes:,} bytes needs more "
+                "message tags than this MPI has: increase config.allreduce.segment_bytes"
             )
         return plan
 
     def plan_without_messages(self, num_elements: int, dtype: np.dtype) -> Plan:
-        """A plan that leaves payloads of this size as they are: its events tell when a program has made them."""
+        """Makes a plan that leaves payloads of this size unchanged; its events show when a program computed them."""
         dtype = np.dtype(dtype)
         nothing, whole = np.empty((0, 5), np.int64), np.array([[0, 0, num_elements]], np.int64)
         return self._add("a payload", dtype.name, num_elements, dtype, nothing, whole, 1, 1)
 
     def plan_by_mpi(self, num_elements: int, dtype: np.dtype, *, name: str = "a payload") -> Plan:
-        """A plan by which MPI's own allreduce sums payloads of this size; all ranks call it together."""
+        """Makes a plan that uses MPI's own allreduce for payloads of this size; all ranks must call it together."""
         dtype = np.dtype(dtype)
         nothing, pieces = np.empty((0, 5), np.int64), tables.pieces(num_elements, 1, -(-num_elements // _LARGEST_COUNT))
         return self._add(name, dtype.name, num_elements, dtype, nothing, pieces, 1, tables.FEWEST_LANES, by_mpi=True)
@@ -151,21 +156,24 @@ class Engine:
         return Plan(number, num_elements, dtype)
 
     def allreduce(self, payload: np.ndarray, plan: Plan, out: np.ndarray | None = None) -> np.ndarray:
-        """The sum of host arrays over the ranks; waits for it.
+        """Sums host arrays over the ranks and waits for the result.
 
         Args:
           payload: [num_elements], contiguous, of the plan's size and dtype.
-          plan: of this engine.
-          out: where the sum goes; a new array if None.
+          plan: a plan of this engine.
+          out: array for the sum; a new array if None.
+
+        Returns:
+          The sum, [num_elements].
 
         Raises:
-          RuntimeError: a message was lost.
+          RuntimeError: a message could not be exchanged, or the engine has stopped.
         """
         out = np.empty_like(payload) if out is None else out
         for array in (payload, out):
-            assert array.shape == (plan.num_elements,), "the plan is for this size"
-            assert array.dtype == plan.dtype, "the plan is for this dtype"
-            assert array.flags.c_contiguous, "payloads are contiguous"
+            assert array.shape == (plan.num_elements,), "an array must have the size of its plan"
+            assert array.dtype == plan.dtype, "an array must have the dtype of its plan"
+            assert array.flags.c_contiguous, "an array must be contiguous"
         message = ctypes.create_string_buffer(_MESSAGE_ROOM)
         if self._library.jaxdp_allreduce(
             self._engine, plan.number, payload.ctypes.data, out.ctypes.data, message, _MESSAGE_ROOM
@@ -174,26 +182,29 @@ class Engine:
         return out
 
     def events(self, first: int = 0, most: int = 1 << 14) -> list[Event]:
-        """Allreduces that are over, in the order of their end, from number `first` on; the latest 16,384 are kept."""
+        """Returns the finished allreduces in the order of their end, at most `most` from number `first` on.
+
+        The engine keeps the latest 16,384.
+        """
         table = np.empty((most, 3), np.int64)
         count = self._library.jaxdp_events(self._engine, table, first, most)
         return [Event(plan, start * 1e-9, end * 1e-9) for plan, start, end in table[:count].tolist()]
 
     def counts(self) -> tuple[int, int]:
-        """Allreduces that are over, and those that have been started and are not."""
+        """Returns the number of finished and of pending allreduces."""
         table = np.empty(2, np.int64)
         self._library.jaxdp_counts(self._engine, table)
         return int(table[0]), int(table[1])
 
     def serve_programs(self) -> None:
-        """Has `allreduce` of this module, inside jit, use this engine."""
+        """Makes the module's function `allreduce` (inside jit) use this engine."""
         _register()
         self._library.jaxdp_serve_programs(self._engine)
 
 
 @functools.cache
 def engine_of(world: World) -> Engine:
-    """The engine of this rank, which programs use."""
+    """Returns the engine of this rank, which jitted programs also use; the first call starts it."""
     engine = Engine(world.native_comm)
     engine.serve_programs()
     MINE.allreduces = engine.counts
@@ -201,7 +212,7 @@ def engine_of(world: World) -> Engine:
 
 
 def plan_of(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, name: str = "a payload") -> Plan:
-    """A plan of this rank's engine for payloads of this size; all ranks call it together."""
+    """Makes a plan of this rank's engine for payloads of this size; all ranks must call it together."""
     engine = engine_of(world)
     if choice.algorithm == MPI:
         return engine.plan_by_mpi(num_elements, dtype, name=name)
@@ -216,29 +227,33 @@ def plan_of(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *,
 
 
 def plan_of_parts(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, parts: int, name: str) -> Plan:
-    """The plan of device 0 for payloads cut into equal parts, one a local device; those of the others follow it."""
+    """Makes plans for payloads cut into equal parts, one per local device; all ranks must call it together.
+
+    Returns:
+      The plan of device 0. The plans of the other devices have the numbers that follow.
+    """
     size = -(-num_elements // parts)
     first, *_ = [plan_of(choice, size, dtype, world, name=name) for _ in range(parts)]
     return first
 
 
 def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in_place: bool = False) -> jax.Array:
-    """The sum over the ranks inside jit, also inside shard_map over CPU devices; the program goes on meanwhile.
+    """Sums a payload over the ranks inside jit (also inside shard_map over CPU devices) without blocking the program.
 
     Args:
       payload: [num_elements], of the plan's size and dtype.
-      plan: of the engine that serves programs; in shard_map that of device 0, those of other devices following it.
+      plan: a plan of the engine that serves programs. Inside shard_map, the plan of device 0 of `plan_of_parts`.
       device: index of the local device, int32 [].
-      in_place: whether the sum takes the payload's memory; worth it where nothing else needs the payload.
+      in_place: whether the sum reuses the payload's memory; useful if nothing else needs the payload.
 
     Returns:
-      [num_elements], the same bits on all ranks.
+      The sum, [num_elements], with the same bits on all ranks.
     """
     import jax
     import jax.numpy as jnp
 
-    assert payload.shape == (plan.num_elements,), "the plan is for this size"
-    assert payload.dtype == plan.dtype, "the plan is for this dtype"
+    assert payload.shape == (plan.num_elements,), "the payload must have the size of its plan"
+    assert payload.dtype == plan.dtype, "the payload must have the dtype of its plan"
     like = jax.ShapeDtypeStruct(payload.shape, payload.dtype)
     of_program = jax.ffi.ffi_call(_TARGET, like, input_output_aliases={0: 0} if in_place else {})
     return of_program(payload, jnp.asarray(device, jnp.int32), plan=np.int64(plan.number))
@@ -247,16 +262,19 @@ def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in
 def allreduce_all(
     payloads: Sequence[jax.Array], plans: Sequence[Plan], *, device: jax.Array | int = 0
 ) -> list[jax.Array]:
-    """The sums of several payloads, each of which begins to cross as soon as it is there.
+    """Sums several payloads over the ranks, each as soon as it has been computed.
 
-    What follows them in the program waits until all payloads are there (not until they have crossed). Else XLA would
-    lay out memory as if sums came at once: they would be used up, and their memory given to computations that make
-    later payloads, which would then wait for messages.
+    What follows the sums in the program waits until all payloads have been computed, but not until they have been sent.
+    Otherwise XLA would plan memory as if sums were available at once: it would use them up early and give their memory
+    to computations of later payloads, which would then wait for messages.
 
     Args:
-      payloads: as for `allreduce`, nothing else needing them.
-      plans: one a payload.
+      payloads: arrays as for `allreduce`, which nothing else needs.
+      plans: one plan per payload.
       device: as for `allreduce`.
+
+    Returns:
+      The sums, in the order of the payloads.
     """
     marked = [_pass(payload, token=True) for payload in payloads]
     tokens = [token for _, token in marked]
@@ -267,16 +285,16 @@ def allreduce_all(
 
 
 def once(array: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
-    """The same array, inside jit on CPU devices, for what is not to begin before the others are there.
+    """Returns the array unchanged, but makes its consumers wait for `others` (CPU, inside jit).
 
-    XLA takes no notice there of `jax.lax.optimization_barrier`.
+    XLA ignores `jax.lax.optimization_barrier` on CPU.
     """
     _register()
     return _pass(array, *others)[0]
 
 
 def _pass(array: jax.Array, *others: jax.Array, token: bool = False) -> list[jax.Array]:
-    """The same array in the same memory once all operands are there; and a token for what is to wait for it."""
+    """Returns the array, in the same memory, once all operands are ready; with `token`, also a token to wait for."""
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""An allreduce as data: rounds of moves between ranks, held in columns."""
+"""An allreduce as data: rounds of moves between ranks, stored in columns."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 
 class Move(NamedTuple):
-    """One chunk from one rank to another: added to what is there, or put in its place."""
+    """One chunk sent from one rank to another, which adds it to its own chunk or overwrites that chunk."""
 
     src: int
     dst: int
@@ -19,21 +19,21 @@ class Move(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """Who sends which chunk to whom, round after round.
+    """Which rank sends which chunk to which rank, round by round.
 
-    All moves of a round send the values from before that round. Several moves into one (rank, chunk) in
-    a round apply in their order here, whatever the order in which messages arrive: an executor that keeps
-    this gives the same bits as every other one.
+    All moves of a round send the values from before that round. Several moves into one (rank, chunk) in a round apply
+    in the order of the schedule, whatever the order in which messages arrive. All executors that follow this rule
+    produce the same bits.
 
     Attributes:
       num_ranks: number of ranks, 1 or more.
       num_chunks: number of chunks the payload is cut into, 1 or more.
       round_starts: int64 [num_rounds + 1], where each round begins in the columns; the last is their length.
-      src, dst, chunk: int32 [num_moves].
+      src, dst, chunk: int32 [num_moves], source rank, destination rank and chunk of each move.
       reduce: bool [num_moves], True to add to the destination's chunk, False to overwrite it.
 
     Raises:
-      ValueError: a move that names a rank or a chunk that is not there, or sends to its own rank.
+      ValueError: there are no ranks or no chunks, a rank or chunk of a move is out of range, or a rank sends to itself.
     """
 
     num_ranks: int
@@ -56,16 +56,16 @@ class Schedule:
         ]:
             outside = column[(column < 0) | (column >= bound)]
             if outside.size:
-                raise ValueError(f"every {name} of a move lies in 0..{bound - 1}: one is {outside[0]}")
+                raise ValueError(f"the {name} of every move must be in 0..{bound - 1}, but one is {outside[0]}")
         to_itself = self.src[self.src == self.dst]
         if to_itself.size:
-            raise ValueError(f"a move goes to another rank: rank {to_itself[0]} sends to itself")
+            raise ValueError(f"every move must go to another rank, but rank {to_itself[0]} sends to itself")
         for column in (self.round_starts, self.src, self.dst, self.chunk, self.reduce):
             column.flags.writeable = False
 
     @classmethod
     def from_rounds(cls, num_ranks: int, num_chunks: int, rounds: Iterable[np.ndarray | Sequence[Move]]) -> "Schedule":
-        """The schedule of these rounds, in this order: each a list of moves, or what `moves` returns."""
+        """Returns the schedule of these rounds; each is a list of moves or an array that `moves` returned."""
         tables = [np.asarray(in_round, np.int32).reshape(-1, 4) for in_round in rounds]
         src, dst, chunk, reduce = np.concatenate([np.empty((0, 4), np.int32), *tables]).T
         return cls(
@@ -87,16 +87,16 @@ class Schedule:
         return len(self.src)
 
     def round(self, index: int) -> list[Move]:
-        """The moves of one round, in order."""
+        """Returns the moves of one round, in order."""
         return [Move(src, dst, chunk, bool(reduce)) for src, dst, chunk, reduce in self.table(index).tolist()]
 
     def table(self, index: int) -> np.ndarray:
-        """The same as int64 [num_moves, 4]: src, dst, chunk, reduce."""
+        """Returns the moves of one round as int64 [num_moves, 4]: src, dst, chunk, reduce."""
         part = slice(self.round_starts[index], self.round_starts[index + 1])
         return np.stack([self.src[part], self.dst[part], self.chunk[part], self.reduce[part]], axis=1, dtype=np.int64)
 
     def of_rank(self, rank: int) -> "Schedule":
-        """The same rounds with only the moves that this rank sends or receives."""
+        """Returns the schedule with only the moves that this rank sends or receives."""
         mine = (self.src == rank) | (self.dst == rank)
         before = np.concatenate([[0], np.cumsum(mine)])
         return dataclasses.replace(
@@ -110,16 +110,16 @@ class Schedule:
 
 
 def moves(src: ArrayLike, dst: ArrayLike, chunk: ArrayLike, *, reduce: ArrayLike) -> np.ndarray:
-    """Many moves at once: int32 [num_moves, 4], the columns broadcast against one another, the last axis fastest."""
+    """Returns moves as int32 [num_moves, 4]; the columns are broadcast together, and the last axis varies fastest."""
     columns = np.broadcast_arrays(src, dst, chunk, reduce)
     return np.stack([column.ravel() for column in columns], axis=1).astype(np.int32)
 
 
 def turned_round(in_round: np.ndarray) -> np.ndarray:
-    """The same moves from destination to source, as copies: an all-gather is a reduce-scatter turned round."""
+    """Returns the moves of a round reversed and as copies, which turns a reduce-scatter into an all-gather."""
     return moves(in_round[:, 1], in_round[:, 0], in_round[:, 2], reduce=False)
 
 
 def chunk_bounds(num_elements: int, num_chunks: int) -> list[int]:
-    """Where each chunk of a flat payload begins, and where the last ends: sizes differ by one at most."""
+    """Returns where each chunk of a flat payload begins, and where the last ends; sizes differ by at most one."""
     return [index * num_elements // num_chunks for index in range(num_chunks + 1)]

@@ -1,4 +1,4 @@
-"""A schedule as the native engine reads it: the pieces of a payload, and the moves of a rank."""
+"""A schedule in the native engine's format: the pieces of a payload and the moves of a rank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ FEWEST_LANES = 4
 
 
 def pieces(num_elements: int, num_chunks: int, num_segments: int) -> np.ndarray:
-    """int64 [num_pieces, 3]: chunk, start, count; the first segments of all chunks first, none of them empty."""
+    """Returns the pieces of a payload in the order in which they start, without empty ones.
+
+    The first segments of all chunks come first.
+
+    Returns:
+      int64 [num_pieces, 3]: chunk, start, count.
+    """
     slices = Pieces.of(num_elements, num_chunks=num_chunks, num_segments=num_segments).slices
     in_order = sorted(slices.items(), key=lambda entry: (entry[0][1], entry[0][0]))
     table = [(chunk, part.start, part.stop - part.start) for (chunk, _), part in in_order if part.stop > part.start]
@@ -19,9 +25,10 @@ def pieces(num_elements: int, num_chunks: int, num_segments: int) -> np.ndarray:
 
 
 def lanes(schedule: Schedule) -> int:
-    """Pieces that move at once: twice as many as keep the busiest rank busy while the first ones are on their way.
+    """Returns the number of pieces that move at once.
 
-    More of them wait in line in the network, where they hold up those that somebody waits for.
+    It is twice the number that keeps the busiest rank busy while the first pieces are in flight. More pieces would
+    queue in the network and delay the pieces that a rank is blocked on.
     """
     busiest = max(int(np.bincount(column, minlength=1).max()) for column in (schedule.src, schedule.dst))
     groups = -(-schedule.num_rounds // max(1, busiest))
@@ -29,7 +36,11 @@ def lanes(schedule: Schedule) -> int:
 
 
 def transfers(schedule: Schedule, rank: int) -> np.ndarray:
-    """int64 [num_transfers, 5]: chunk, round, peer, sends, reduces of this rank's moves; by chunk, then in order."""
+    """Returns the moves of a rank, sorted by chunk and then in the order of the schedule.
+
+    Returns:
+      int64 [num_transfers, 5]: chunk, round, peer, sends, reduces.
+    """
     mine = schedule.of_rank(rank)
     of_round = np.repeat(np.arange(mine.num_rounds), np.diff(mine.round_starts))
     sends = mine.src == rank

@@ -1,4 +1,4 @@
-"""A symbolic simulator: proves that a schedule is an allreduce, with one order of additions for all ranks."""
+"""A symbolic simulator that proves that a schedule is an allreduce with the same order of additions on all ranks."""
 
 from jaxdp.collectives.schedule import Schedule
 
@@ -6,18 +6,18 @@ from jaxdp.collectives.schedule import Schedule
 def verify(schedule: Schedule, *, wire_rounds: bool = False) -> None:
     """Proves that every rank ends with the sum of all contributions, each exactly once, added in one order.
 
-    Runs the schedule on expression trees, one for each (rank, chunk). Equal trees share one number, so that
-    comparing two costs nothing; with each tree goes the set of ranks whose contributions are its leaves.
-    A tree is `left + right` in that order: the proof is of equal bits, not only of equal sums.
+    Runs the schedule on expression trees, one for each (rank, chunk). Equal trees share one number, so comparing two
+    trees costs nothing. Each tree is stored with the set of ranks whose contributions are its leaves. A tree is
+    `left + right` in that order, so the proof covers equal bits, not only equal sums.
 
     Args:
       schedule: the schedule to prove.
-      wire_rounds: whether values are rounded when they are sent (16 bits on the wire), which makes `rounded(x)` a
-        tree too. Whoever sends a chunk as a copy first rounds its own, as every executor does.
+      wire_rounds: whether values are rounded when they are sent (16-bit wire formats), which makes `rounded(x)` a
+        tree too. A rank that sends a chunk as a copy first rounds its own chunk, as every executor does.
 
     Raises:
-      ValueError: a contribution is missing or counted twice, or two ranks add in different orders; names
-        the first chunk and rank for which that is so.
+      ValueError: a contribution is missing or counted twice, or two ranks add in different orders. The message names
+        the first such chunk and rank.
     """
     sums: dict[tuple[int, int], int] = {}
     rounded: dict[int, int] = {}
@@ -58,17 +58,17 @@ def verify(schedule: Schedule, *, wire_rounds: bool = False) -> None:
             tree = held[rank][chunk]
             if missing := everyone & ~leaves_of[tree]:
                 raise ValueError(
-                    f"an allreduce sums all ranks: rank {rank} ends chunk {chunk} without the contribution "
-                    f"of rank {_lowest(missing)}"
+                    f"an allreduce must sum the contributions of all ranks: the result of rank {rank} for chunk "
+                    f"{chunk} lacks the contribution of rank {_lowest(missing)}"
                 )
             if twice_in[tree]:
                 raise ValueError(
-                    f"an allreduce counts each rank once: rank {rank} ends chunk {chunk} with the contribution "
-                    f"of rank {_lowest(twice_in[tree])} more than once"
+                    f"an allreduce must add each contribution once: the result of rank {rank} for chunk {chunk} "
+                    f"contains the contribution of rank {_lowest(twice_in[tree])} more than once"
                 )
             if tree != held[0][chunk]:
                 raise ValueError(
-                    f"replicas stay equal only with one order of additions: ranks 0 and {rank} add chunk "
+                    f"all ranks must add in the same order to get equal bits: ranks 0 and {rank} add chunk "
                     f"{chunk} in different orders{' or round it differently' if wire_rounds else ''}"
                 )
 

@@ -1,4 +1,4 @@
-"""Proof, epoch by epoch, that every example was delivered exactly once."""
+"""Checks, epoch by epoch, that every example was delivered exactly once."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ if TYPE_CHECKING:
 
 
 class Audit:
-    """Adds up what this rank was given in each epoch, and compares the sum over all ranks with what the order holds.
+    """Sums up the examples that this rank receives in each epoch, and compares the total of all ranks with the order.
 
     Args:
-      order: of the run.
-      first_step: of this job; what was given before it, another one has seen.
+      order: order of the examples in the run.
+      first_step: first step of this job. Examples of earlier steps were delivered to an earlier job; they are not
+        checked here.
     """
 
     def __init__(self, order: Order, first_step: int):
         self._order = order
         self._first = first_step * order.batch_size
-        # Of each epoch that has begun and is not settled: how many, and the sum of their hashes.
+        # For each epoch that is not settled yet: number of examples delivered, and the sum of their hashes.
         self._given: dict[int, np.ndarray] = {}
         self._settled = self._first // order.num_examples
 
     def add(self, ids: np.ndarray, epochs: np.ndarray) -> None:
-        """Takes down which examples have come, in which epochs: int64 [n] each."""
+        """Records the ids of examples that were delivered, and their epochs: int64 [n] each."""
         first, last = int(epochs.min()), int(epochs.max())
         for epoch in range(first, last + 1):
             of_epoch = ids if first == last else ids[epochs == epoch]
             self._given[epoch] = self._given.get(epoch, _summary(ids[:0])) + _summary(of_epoch)
 
     def settle(self, end_step: int, comm: MPI.Intracomm) -> None:
-        """Compares all epochs that end by this step; all ranks call it together.
+        """Checks all epochs that are complete before `end_step`; all ranks call it together.
 
         Raises:
-          RuntimeError: in one of them an example was left out, or came twice.
+          RuntimeError: an example was left out of one of these epochs, or delivered twice.
         """
         size = self._order.num_examples
         for epoch in range(self._settled, end_step * self._order.batch_size // size):
@@ -47,15 +48,15 @@ class Audit:
             expected = _summary(self._order.permutation(epoch)[max(0, self._first - epoch * size) :])
             if (total != expected).any():
                 raise RuntimeError(
-                    f"every example is delivered once an epoch, and was not in epoch {epoch}: the ranks were given "
-                    f"{total[0]} examples with the checksum {total[1]:016x}, the order has {expected[0]} with "
-                    f"{expected[1]:016x}: this is a fault of jaxdp or of the machine's memory"
+                    f"every example must be delivered once per epoch, but in epoch {epoch} the ranks received "
+                    f"{total[0]} examples with checksum {total[1]:016x} instead of {expected[0]} with checksum "
+                    f"{expected[1]:016x}. This is a bug in jaxdp or a memory error of the machine"
                 )
             self._settled = epoch + 1
 
 
 def _summary(ids: np.ndarray) -> np.ndarray:
-    """uint64 [2]: how many, and the sum of their hashes (SplitMix64; Steele, Lea and Flood 2014)."""
+    """Number of examples, and the sum of their hashes (SplitMix64; Steele, Lea and Flood 2014): uint64 [2]."""
     z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,7 +1,7 @@
-"""What a model sees of an image: crops and flips, on the device, inside the step.
+"""Crops, flips and custom augmentation of images, on the device, inside the step.
 
-Random numbers depend on the seed, the epoch and the example alone, so that an example looks the same whatever the
-number of ranks and devices. Shape suffixes: B batch, H height, W width, C channels.
+Random numbers depend only on the seed, the epoch and the example, so an example looks the same for any number of ranks
+and devices. Shape suffixes: B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# Crops that are drawn until one lies inside the image.
+# Number of crops to draw; the first that fits into the image is used.
 _TRIES = 10
-# Beyond the two keys that crop and flip split off.
+# Folded into the key of an example. 0 and 1 are reserved for the two keys that crop and flip split off.
 _OF_MODEL, _OWN = 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How normalised images become what the model sees.
+    """Turns normalised images into the input of the model.
 
     Attributes:
-      seed: of the run.
-      image_size: height and width of what the model sees; None for images as they are held.
-      crop: in training "none" (the middle, as in evaluation), "padded" (anywhere in the image with a margin of zeros;
-        He et al. 2015, section 4.2) or "resized" (a part of random area and aspect ratio, resized; Szegedy et al.
-        2014, section 6).
-      padding: the margin of "padded", in pixels.
-      area, ratio: of "resized", from where to where its part of the image's area goes, and its width over its height.
-      flip: mirror half of the images in training.
-      own: what is done to each image after that, in training: a function of a normalised image, float32 [H, W, C], and
-        a random key, which gives one like it; traced by JAX.
+      seed: seed of the run.
+      image_size: height and width of the model's input; None uses the size of the stored images.
+      crop: crop in training: "none" (the middle, as in evaluation), "padded" (a random position in the image with a
+        margin of zeros; He et al. 2015, section 4.2) or "resized" (a part of random area and aspect ratio, resized;
+        Szegedy et al. 2014, section 6).
+      padding: margin of "padded" crops, in pixels.
+      area: range of the area of "resized" crops, as a fraction of the image's area.
+      ratio: range of the aspect ratio (width / height) of "resized" crops.
+      flip: whether each image is mirrored left to right with probability 1/2 in training.
+      own: custom augmentation, applied last in training; None for none. A function of a normalised image, float32
+        [H, W, C], and a random key that returns an image of the same shape and dtype; traced by JAX.
     """
 
     seed: int
@@ -47,22 +48,22 @@ class Augmentation:
     own: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """(H, W, C) of what the model sees of images held in a shape."""
+        """Shape (H, W, C) of the model's input for images of shape `stored`."""
         return stored if self.image_size is None else (self.image_size, self.image_size, stored[2])
 
     def test_view(self, image_BHWC: jax.Array) -> jax.Array:
-        """The middle of normalised images."""
+        """Crops the middle of normalised images, as in evaluation."""
         height, width, _ = self.shape(image_BHWC.shape[1:])
         top, left = (image_BHWC.shape[1] - height) // 2, (image_BHWC.shape[2] - width) // 2
         return image_BHWC[:, top : top + height, left : left + width]
 
     def train_view(self, image_BHWC: jax.Array, id_B: jax.Array, epoch_B: jax.Array) -> jax.Array:
-        """Random crops and flips of normalised images.
+        """Applies the augmentation for training to normalised images.
 
         Args:
-          image_BHWC: float32.
-          id_B: int32, which examples they are.
-          epoch_B: int32, in which epoch each one is seen.
+          image_BHWC: float32, normalised images.
+          id_B: int32, ids of the examples.
+          epoch_B: int32, epoch in which each example is seen.
         """
         if self.crop == "none" and not self.flip and self.own is None:
             return self.test_view(image_BHWC)
@@ -85,7 +86,7 @@ class Augmentation:
         return jax.vmap(one)(image_BHWC, id_B, epoch_B)
 
     def model_keys(self, id_B: jax.Array, epoch_B: jax.Array) -> jax.Array:
-        """Keys [B] for what the model draws itself, as dropout; they depend on nothing else either."""
+        """Random keys [B] for the model, e.g. for dropout; each depends only on the seed, the epoch and the example."""
         return jax.vmap(lambda *example: jax.random.fold_in(self._key(*example), _OF_MODEL))(id_B, epoch_B)
 
     def _key(self, example: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -119,7 +120,7 @@ def _resized_crop(
     height_T, width_T = jnp.sqrt(pixels_T / ratio_T), jnp.sqrt(pixels_T * ratio_T)
     fits_T = (height_T <= height) & (width_T <= width)
     first, some = jnp.argmax(fits_T), jnp.any(fits_T)
-    # If none fits: the largest square.
+    # If no crop fits, use the largest square.
     crop = jnp.where(some, jnp.stack([height_T[first], width_T[first]]), jnp.float32(min(height, width)))
     corner = jax.random.uniform(for_place, (2,)) * (jnp.array([height, width]) - crop)
     scale = jnp.array(size) / crop

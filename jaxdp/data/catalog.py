@@ -1,4 +1,4 @@
-"""Data sets by their names in a config."""
+"""Opens data sets by their names in a config."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from jaxdp.config import DataConfig
 
 
-# NAME, NAME:VERSION or NAME/CONFIG:VERSION.
+# Names of TFDS sets: NAME, NAME:VERSION or NAME/CONFIG:VERSION.
 _IS_TFDS = re.compile(r"[\w/]+(:[\d.*]+)?")
 
 
 def open_source(config: DataConfig) -> Source:
-    """Opens a TFDS image classification set, makes one up, or asks for one of the user's own.
+    """Opens the data set of a config: a TFDS image classification set, a synthetic set, or a custom set.
 
     Raises:
-      ValueError: there is no such set, or its images are not as the config needs them.
+      ValueError: the data set does not exist, or its images do not fit the config.
     """
     made_up = config.name.startswith(synthetic.PREFIX)
     if made_up:
@@ -31,26 +31,26 @@ def open_source(config: DataConfig) -> Source:
         source = find("config.data.name", config.name)()
         if not isinstance(source, Source):
             raise ValueError(
-                f"config.data.name is {config.name!r}, which gives {type(source).__name__} in place of a Source: have "
-                "it return jaxdp.data.source.of_examples(...)"
+                f"config.data.name is {config.name!r}, which returned {type(source).__name__} instead of a Source: it "
+                "must return jaxdp.data.source.of_examples(...)"
             )
     else:
         splits = {"train": config.train_split, "test": config.test_split}
         source = open_tfds(config.name, config.dir, splits, config.stored_size)
     if config.storage == "encoded" and source.files is None:
         raise ValueError(
-            f"the images of {config.name!r} are in no files: config.data.storage 'encoded' needs a TFDS set, set it to "
-            "'pixels'"
+            f"config.data.storage 'encoded' needs image files, but {config.name!r} has none: set config.data.storage "
+            "to 'pixels', or use a TFDS data set"
         )
     if len(config.mean) not in (1, source.image_shape[2]):
         raise ValueError(
-            f"config.data.mean and std have {len(config.mean)} values, the images of {config.name!r} have "
-            f"{source.image_shape[2]} channels: give one value, or one a channel"
+            f"config.data.mean and std have {len(config.mean)} values, but the images of {config.name!r} have "
+            f"{source.image_shape[2]} channels: give one value, or one per channel"
         )
     smaller_side = min(source.image_shape[:2])
     if config.image_size is not None and config.image_size > smaller_side:
         raise ValueError(
-            f"config.data.image_size is {config.image_size}, but images are held as {source.image_shape}: set it to "
-            f"{smaller_side} or less, or raise config.data.stored_size"
+            f"config.data.image_size is {config.image_size}, but images are stored as {source.image_shape}: set it "
+            f"to {smaller_side} or less, or increase config.data.stored_size"
         )
     return source

@@ -1,4 +1,4 @@
-"""Image files to pixels, on the host: for data that is held encoded."""
+"""Decodes image files into pixels on the host, for data stored as "encoded"."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# Of Philox, beside those of the orders of epochs and of the arrangements of partitions.
+# Philox keys of crops begin here, apart from those of the orders of epochs and of the holdings of partitions.
 _CROPS = 2**62
-# Sizes of crops that are drawn until one fits into the image.
+# Number of crop sizes to draw; the first that fits into the image is used.
 _TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A part of random area and aspect ratio (Szegedy et al. 2014, section 6), as `Augmentation` has it on devices.
+    """A crop of random area and aspect ratio (Szegedy et al. 2014, section 6), as in `Augmentation` but on the host.
 
     Attributes:
-      seed: of the run.
-      area: from where to where its part of the image's area goes.
-      ratio: its width over its height, likewise.
+      seed: seed of the run.
+      area: range of the crop's area, as a fraction of the image's area.
+      ratio: range of the crop's aspect ratio (width / height).
     """
 
     seed: int
@@ -35,12 +35,12 @@ class RandomCrop:
     ratio: tuple[float, ...]
 
     def box(self, width: int, height: int, *, example: int, epoch: int) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of the part of an image, in pixels; it depends on nothing else."""
+        """Left, top, right and bottom of the crop, in pixels; they depend only on the attributes and the arguments."""
         key = np.array([self.seed, _CROPS + (epoch << 32) + example], np.uint64)
-        # Raw words: their stream is the one that NumPy guarantees.
+        # Use raw words, because NumPy guarantees their stream, but not the results of `Generator`.
         words = np.random.Philox(key=key).random_raw(2 + 2 * _TRIES)
         (for_left, for_top), *for_sizes = ((words >> np.uint64(11)) * 2.0**-53).reshape(-1, 2).tolist()
-        # If none fits: the largest square.
+        # If no size fits, use the largest square.
         across = down = float(min(width, height))
         low, high = map(math.log, self.ratio)
         for for_area, for_ratio in for_sizes:
@@ -56,21 +56,21 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """What becomes of an image file.
+    """Decodes image files into pixels of one shape.
 
     Attributes:
-      shape: (H, W, C) of the pixels.
-      crop: in training; None for the middle, the shorter side resized.
+      shape: shape (H, W, C) of the result.
+      crop: random crop, for training; None resizes the shorter side and keeps the middle.
     """
 
     shape: tuple[int, ...]
     crop: RandomCrop | None = None
 
     def __call__(self, data: bytes | memoryview, *, example: int, epoch: int) -> np.ndarray:
-        """uint8 [H, W, C]: of an image file, bytes behind whose end do not matter.
+        """Decodes an image file into uint8 [H, W, C]; bytes after the end of the file are ignored.
 
         Raises:
-          OSError: it cannot be decoded.
+          OSError: the file cannot be decoded.
         """
         from PIL import Image
 
@@ -84,10 +84,10 @@ class Decoder:
 
 
 def check_file(data: bytes) -> None:
-    """Checks that an image file has the head of one; the rest of it is read only when it is decoded.
+    """Checks that a file begins with the header of an image; the rest is only checked when the image is decoded.
 
     Raises:
-      OSError: it has not.
+      OSError: the header is not that of an image.
     """
     from PIL import Image
 
@@ -96,14 +96,14 @@ def check_file(data: bytes) -> None:
 
 
 def image_of(pixels_HWC: np.ndarray) -> Image.Image:
-    """Pixels as Pillow has them."""
+    """Converts pixels to a Pillow image."""
     from PIL import Image
 
     return Image.fromarray(pixels_HWC[..., 0] if pixels_HWC.shape[2] == 1 else pixels_HWC)
 
 
 def fitted(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 [H, W, C]: the middle of an image whose shorter side has been resized to the shape's (bicubic)."""
+    """Scales an image (bicubic) so that it just covers `shape`, and cuts out the middle: uint8 [H, W, C]."""
     from PIL import Image
 
     width, height = image.size

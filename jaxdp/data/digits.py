@@ -14,7 +14,8 @@ SPLIT_SEED = 0
 class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 images of 8x8 pixels in 17 grey levels (test set of UCI's Optical Recognition of Handwritten Digits).
 
-    The set comes sorted by writer; the split is a fixed random one, 1,437 to train and 360 to test.
+    The original set is sorted by writer, so it is split at random with a fixed seed: 1,437 images for training and 360
+    for testing.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -45,7 +46,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
         digits = load_digits()
         for index in indices.tolist():
-            # Levels 0..16 spread over 0..255, so that the set is like any other one of images.
+            # Scale the levels 0..16 to 0..255, the range of other image data sets.
             pixels = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG")

@@ -1,6 +1,6 @@
-"""Rows between nodes: each rank gets those of its coming batches from the nodes that hold them.
+"""Exchanges rows between nodes: each rank receives the rows of its coming batches from the nodes that hold them.
 
-A rank takes rows that its own node holds from the memory that the ranks of a node share; no byte of them crosses.
+A rank reads the rows that its own node holds from memory that the ranks of the node share; those rows are never sent.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Delivery:
-    """This rank's examples of some steps: which they are, and where their images lie.
+    """This rank's examples for several steps: their ids and labels, and where their images are stored.
 
     Attributes:
-      ids: int64 [num_steps, rows], as whoever held them says.
-      labels: int32, likewise.
-      is_here: bool, likewise: on this node.
-      rows: int64, likewise: in `here` or in `arrived`.
-      here, arrived: images.
+      ids: int64 [num_steps, rows], ids of the examples; for examples of other nodes, as reported by the sender.
+      labels: int32 [num_steps, rows], labels of the examples.
+      is_here: bool [num_steps, rows], whether this node holds the example.
+      rows: int64 [num_steps, rows], row of the image in `here` or `arrived`.
+      here: images that this node holds.
+      arrived: images received from other nodes.
     """
 
     ids: np.ndarray
@@ -39,13 +40,13 @@ class Delivery:
     arrived: Storage
 
     def fill(self, step: int, epochs: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Puts the images of a step into a batch, see `Storage.fill`.
+        """Writes the images of a step into a batch, see `Storage.fill`.
 
         Args:
-          step: of these.
-          epochs: int64 [rows], in which each is seen.
-          out: uint8 [size, H, W, C].
-          places: int64 [rows], in `out`.
+          step: index of the step in this delivery.
+          epochs: int64 [rows], epoch in which each example is seen.
+          out: uint8 [size, H, W, C], the batch.
+          places: int64 [rows], rows of `out` to write.
         """
         ids, rows, is_here = self.ids[step], self.rows[step], self.is_here[step]
         if is_here.all():
@@ -56,17 +57,17 @@ class Delivery:
 
 
 def exchange(split: Split, ids: np.ndarray, rank_bounds: np.ndarray, nodes: Nodes, comm: MPI.Intracomm) -> Delivery:
-    """This rank's examples of some global batches; what lies on other nodes has come when it returns.
+    """Delivers this rank's examples of several global batches; all rows from other nodes have arrived on return.
 
-    Every rank knows who holds what and who needs what, so nobody asks: only rows cross, in one Alltoallv for all of the
-    steps.
+    Every rank can compute which rows every other rank holds and needs, so no requests are sent: only rows cross, with
+    one Alltoallv each for images, labels and ids of all steps.
 
     Args:
-      split: what this rank's node holds.
-      ids: int64 [num_steps, batch_size], the examples of the global batches; the same on all ranks.
-      rank_bounds: int64 [num_ranks + 1], rank r gets those from rank_bounds[r] to rank_bounds[r + 1].
-      nodes: of all ranks.
-      comm: one communicator on all ranks.
+      split: the part of the split that this rank's node holds.
+      ids: int64 [num_steps, batch_size], ids of the examples in the global batches; the same on all ranks.
+      rank_bounds: int64 [num_ranks + 1], rank r gets columns rank_bounds[r]..rank_bounds[r + 1] of `ids`.
+      nodes: nodes of the ranks of `comm`.
+      comm: communicator of all ranks that share the split.
     """
     mine = ids[:, rank_bounds[comm.rank] : rank_bounds[comm.rank + 1]]
     slots = split.slots_of(mine)
@@ -85,13 +86,17 @@ def exchange(split: Split, ids: np.ndarray, rank_bounds: np.ndarray, nodes: Node
 def _cross(
     split: Split, ids: np.ndarray, wanted: np.ndarray, rank_bounds: np.ndarray, nodes: Nodes, comm: MPI.Intracomm
 ) -> tuple[Storage, np.ndarray, np.ndarray, np.ndarray]:
-    """Images, and the rows among them, labels and ids of what lies in the wanted slots, which other nodes hold."""
+    """Receives the examples in the wanted slots from other nodes.
+
+    Returns:
+      The images, and for each wanted slot the row of its image, its label and its id.
+    """
     slots = split.slots_of(ids)
     holder = split.node_of(slots)
     taker = np.searchsorted(rank_bounds, np.arange(ids.shape[1]), side="right") - 1
     crosses = holder != nodes.of_rank[taker]
 
-    # What leaves goes by taker, what arrives comes by sender; among those in the order of the batches.
+    # Rows that leave are sorted by taker and rows that arrive by sender; ties keep the order of the batches.
     leaves = crosses & (nodes.senders(holder, slots) == comm.rank)
     takers = np.broadcast_to(taker, ids.shape)[leaves]
     leaving = slots[leaves][np.argsort(takers, kind="stable")]
@@ -108,17 +113,18 @@ def _cross(
 
 
 def rearrange(split: Split, holdings: np.ndarray, nodes: Nodes, comm: MPI.Intracomm, *, at_once: int) -> Split:
-    """Has examples lie in other slots, in the memory that there is; all ranks call it together.
+    """Moves examples to other slots, in place; all ranks call it together.
 
     Args:
-      split: what this rank's node holds; its memory is written to.
+      split: the part of the split that this rank's node holds; its memory is overwritten.
       holdings: int64 [num_examples], the example that each slot is to hold.
-      nodes: the world's.
-      comm: one communicator on all ranks.
-      at_once: slots that get their example at once; twice as many rows are held beside the data meanwhile.
+      nodes: nodes of the ranks of `comm`.
+      comm: communicator of all ranks that share the split.
+      at_once: number of slots filled per round; a round needs memory for up to twice this number of rows in addition
+        to the data.
 
     Returns:
-      The split as it is then.
+      The split with the new holdings.
     """
     assert isinstance(split.images, Pixels)
     before = np.arange(split.num_examples) if split.holdings is None else split.holdings
@@ -134,7 +140,7 @@ def rearrange(split: Split, holdings: np.ndarray, nodes: Nodes, comm: MPI.Intrac
         places = np.concatenate([targets[stays], targets[arrives][route.by_sender]]) - split.first
         images = split.images.units(staying), route.cross(split.images.units(outgoing))
         labels = split.labels_N[staying], route.cross(split.labels_N[outgoing])
-        # All ranks of a node have read before one writes, and written before one reads.
+        # All ranks of a node must have read before any of them writes, and have written before any of them reads.
         comm.Barrier()
         for of_images, of_labels, of_places in zip(images, labels, np.split(places, [staying.size]), strict=True):
             split.images.put(of_places, of_images)
@@ -144,12 +150,13 @@ def rearrange(split: Split, holdings: np.ndarray, nodes: Nodes, comm: MPI.Intrac
 
 
 class _Route(NamedTuple):
-    """Who gets how many rows from whom.
+    """The rows that this rank sends and receives in an exchange.
 
     Attributes:
-      takers, givers: int64 [rows], of what this rank sends, by taker, and of what it wants, by sender.
-      by_sender: int64 [rows], where what arrives, by sender, goes among what this rank wants.
-      comm: one communicator on all ranks.
+      takers: int64 [rows], rank that receives each row that this rank sends; sorted.
+      givers: int64 [rows], rank that sends each row that this rank wants; sorted.
+      by_sender: int64 [rows], index among the wanted rows of each row that arrives; rows arrive sorted by sender.
+      comm: communicator of all ranks that share the split.
     """
 
     takers: np.ndarray
@@ -159,31 +166,31 @@ class _Route(NamedTuple):
 
     @classmethod
     def of(cls, takers: np.ndarray, givers: np.ndarray, comm: MPI.Intracomm) -> _Route:
-        """From the takers of what this rank sends, and the givers of what it wants, each in the order of all ranks."""
+        """Makes a route from the takers of rows sent and the givers of rows wanted, in an order all ranks share."""
         by_sender = np.argsort(givers, kind="stable")
         return cls(np.sort(takers), givers[by_sender], by_sender, comm)
 
     @property
     def place(self) -> np.ndarray:
-        """int64 [rows]: where what this rank wants is among what arrives."""
+        """Index among the arriving rows of each wanted row: int64 [rows]."""
         return np.argsort(self.by_sender)
 
     def cross(
         self, units: np.ndarray, sent: np.ndarray | None = None, received: np.ndarray | None = None
     ) -> np.ndarray:
-        """What the others give of their units for what this rank gives of its own, by sender.
+        """Sends units to their takers and returns the units that arrive, sorted by sender.
 
         Args:
-          units: sorted by taker.
-          sent: int64 [rows], units of each row that is sent; None if it is one each.
-          received: likewise of those that arrive, by sender.
+          units: units to send, sorted by taker.
+          sent: int64 [rows], number of units of each row that is sent; None for one per row.
+          received: int64 [rows], number of units of each row that arrives, sorted by sender; None for one per row.
         """
         num_sent, num_received = (
             np.bincount(ranks, lengths, minlength=self.comm.size).astype(np.int64)
             for ranks, lengths in ((self.takers, sent), (self.givers, received))
         )
         arrived = np.empty((num_received.sum(), *units.shape[1:]), units.dtype)
-        # Counts are in units, not bytes, so that they stay far below 2^31.
+        # Count in units, not in bytes, so that counts stay far below 2^31.
         unit = _unit_type(units)
         self.comm.Alltoallv([units, num_sent, unit], [arrived, num_received, unit])
         unit.Free()

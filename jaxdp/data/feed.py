@@ -1,4 +1,4 @@
-"""Batches onto the devices, ahead of the step, on threads."""
+"""Prepares batches ahead of the step, on background threads."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 
 class Gate:
-    """Lets a feed go on with its exchanges, or has those of all ranks end with the same one.
+    """Gate in front of each exchange: lets it proceed, or makes all ranks stop after the same one.
 
-    An exchange takes all ranks: one that has begun somewhere must begin everywhere.
+    An exchange involves all ranks: once it has begun on one rank, it must begin on every rank.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Gate:
         self._is_frozen = False
 
     def begin(self) -> bool:
-        """Whether another exchange may begin, the caller being about to begin it."""
+        """Returns whether the caller may begin another exchange, and counts it if so; waits for a running `close`."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_frozen)
             if self._last is not None and self._begun >= self._last:
@@ -50,7 +50,7 @@ class Gate:
             return True
 
     def close(self, world: World) -> None:
-        """Ends the feeds with the last exchange that has begun on any rank; all ranks call it together."""
+        """Ends all ranks' feeds after the last exchange that has begun on any rank; all ranks call it together."""
         with self._changed:
             self._is_frozen = True
             begun = self._begun
@@ -73,28 +73,28 @@ def batches(
     partitions: Partitions | None = None,
     gate: Gate | None = None,
 ) -> Iterator[Batch]:
-    """This rank's part of the global batches of these steps, as host arrays; every rank must take all of them.
+    """Yields this rank's part of the global batch of each step, as host arrays; every rank must take all of them.
 
-    The rows of the next exchange cross, on a thread of their own, while those of the last one are handed out.
+    A background thread exchanges the rows of the next steps while the batches of the previous exchange are handed out.
 
     Args:
-      split: with the holdings of the first step's period, if there are partitions. Its memory is rearranged when the
-        next one begins.
-      order: which examples are in which batch.
-      deal: which part of a batch is whose.
-      rank: of the world, this one.
-      group: of ranks, those that hold the split between them; opened.
-      comm: one communicator on all ranks, for this alone.
-      steps: of the job.
-      steps_per_exchange: steps whose rows cross at once.
-      partitions: of the data, if that is how it is shuffled.
-      gate: that may end it before its last step.
+      split: the part of the split that this rank's node holds. With partitions it must have the holdings of the first
+        step's period; its memory is rearranged when the next period begins.
+      order: order of the examples.
+      deal: how a batch is divided among ranks and devices.
+      rank: this rank's number in the world.
+      group: the ranks that share the split, with an open communicator (`Group.opened`).
+      comm: communicator of all ranks of the world, not used by anything else.
+      steps: steps of the job.
+      steps_per_exchange: number of steps whose rows cross in one exchange.
+      partitions: partitions of the data; None if the data is not shuffled by partition.
+      gate: gate that may end the feed before its last step.
     """
     gate = gate or Gate()
     places = deal.rows_of(rank)
     buffers = Buffers(deal.devices_per_rank * deal.per_device, split.images.shape)
     mine = slice(*deal.rank_bounds[rank : rank + 2])
-    # The group's ranks get their parts of the batch, side by side here.
+    # Columns of the global batch that go to the group's ranks, rank by rank.
     shares = [np.arange(*deal.rank_bounds[member : member + 2]) for member in group.ranks]
     columns, bounds = np.concatenate(shares), np.cumsum([0, *map(len, shares)])
     assert group.comm is not None
@@ -102,7 +102,7 @@ def batches(
     audit = Audit(order, steps.start)
 
     def windows(split: Split, steps: range) -> Iterator[tuple[np.ndarray, Delivery]]:
-        # Windows lie at fixed steps whatever the first step is, so that a resumed run has the same exchanges.
+        # Windows end at the same steps whatever the first step is, so that a resumed run has the same exchanges.
         first = steps.start
         while first < steps.stop and gate.begin():
             end = min(steps.stop, (first // steps_per_exchange + 1) * steps_per_exchange)
@@ -128,7 +128,7 @@ def batches(
 
 
 def _periods(steps: range, partitions: Partitions | None) -> Iterator[tuple[int, range]]:
-    """The steps of each period; all of them at once without partitions."""
+    """Yields each period with its steps; without partitions, a single period with all steps."""
     if partitions is None:
         yield 0, steps
         return
@@ -138,7 +138,7 @@ def _periods(steps: range, partitions: Partitions | None) -> Iterator[tuple[int,
 
 
 def empty_images(buffers: Buffers, places: np.ndarray) -> np.ndarray:
-    """One of the buffers, to be filled in these places; zeros in the others."""
+    """Takes a buffer for images, to be filled at `places`; all other rows are zeros."""
     image_BHWC = buffers.take()
     if len(places) < len(image_BHWC):
         padding = np.ones(len(image_BHWC), bool)
@@ -150,14 +150,14 @@ def empty_images(buffers: Buffers, places: np.ndarray) -> np.ndarray:
 def make_batch(
     image_BHWC: np.ndarray, labels: np.ndarray, ids: np.ndarray, epochs: np.ndarray, places: np.ndarray
 ) -> Batch:
-    """Examples on their places of a batch, the others masked padding.
+    """Makes a batch with examples at `places`; all other rows are masked padding.
 
     Args:
-      image_BHWC: uint8, as `empty_images` gives it, filled.
-      labels: int32 [rows].
-      ids: int64 [rows], which examples they are.
-      epochs: int64 [rows], in which each is seen.
-      places: int64 [rows].
+      image_BHWC: uint8, a filled array from `empty_images`.
+      labels: int32 [rows], labels of the examples.
+      ids: int64 [rows], ids of the examples.
+      epochs: int64 [rows], epoch in which each example is seen.
+      places: int64 [rows], row of each example in the batch.
     """
     about = np.empty((len(labels), 4), np.int32)
     about[:, 0], about[:, 1], about[:, 2], about[:, 3] = labels, 1, ids, epochs
@@ -165,12 +165,12 @@ def make_batch(
 
 
 def padded(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
-    """Puts each value on its row of an array of so many rows; the others are zeros.
+    """Puts each value on its row of an array of `size` rows; all other rows are zeros.
 
     Args:
-      values: [N, ...].
-      rows: int64 [N].
-      size: rows of the result.
+      values: [N, ...], values to place.
+      rows: int64 [N], row of each value.
+      size: number of rows of the result.
 
     Returns:
       [size, ...]
@@ -183,12 +183,12 @@ def padded(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
 
 
 class Ahead(Generic[T]):
-    """What an iterator gives, made on a thread ahead of its use; an exception of the thread comes out here.
+    """Runs an iterator on a thread, ahead of its consumer; an exception on the thread is raised in the consumer.
 
     Args:
-      items: consumed on the thread.
-      place: what becomes of each item, on the thread.
-      depth: of those that are ready, 1 or more.
+      items: iterator to consume on the thread.
+      place: function that the thread applies to each item.
+      depth: maximum number of finished items that wait for the consumer, 1 or more.
     """
 
     def __init__(self, items: Iterator[Any], place: Callable[[Any], T], *, depth: int):
@@ -205,7 +205,7 @@ class Ahead(Generic[T]):
             self._ready.put((False, error))
 
     def __iter__(self) -> Iterator[T]:
-        """Starts the thread; once."""
+        """Starts the thread and yields the items; may be called only once."""
         self._thread.start()
         while True:
             start = time.perf_counter()
@@ -219,6 +219,6 @@ class Ahead(Generic[T]):
             raise item
 
     def take_waited(self) -> float:
-        """Seconds that the consumer has waited since this was asked last."""
+        """Seconds that the consumer has waited for items since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited

@@ -1,29 +1,36 @@
-"""Folders of images: which files are in them, of which classes."""
+"""Lists the image files in folders, by split and class."""
 
 from __future__ import annotations
 
 import hashlib
 import pathlib
 
-# One folder of each of these is needed.
+# Exactly one folder of each of these groups is needed.
 _FOLDERS = (("train",), ("test", "validation", "val"))
-# Splits have the names of their folders, but for this one: it is TFDS's name of ImageNet's.
+# Splits are named after their folders, except this one: TFDS names the split "validation" in ImageNet.
 _SPLITS = {"val": "validation"}
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def listed(source: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[pathlib.Path, int]]]]:
-    """The names of the classes, and the files of each split with their classes, in an order of their own."""
+    """Lists the names of the classes, and the files of each split with the indices of their classes.
+
+    Files are ordered by a hash of their paths within `source`.
+
+    Raises:
+      ValueError: a folder of a split or of a class is missing, or a split has no images.
+    """
     if not source.is_dir():
-        raise ValueError(f"there is no folder {source}: --source is the folder that holds train/CLASS/IMAGE")
+        raise ValueError(f"there is no folder {source}: --source must be the folder with train/CLASS/IMAGE")
     found: dict[str, pathlib.Path] = {}
     for names in _FOLDERS:
-        # ImageNet's own "test" has no classes.
+        # Ignore folders without classes, such as ImageNet's "test".
         there = [name for name in names if any(path.is_dir() for path in (source / name).glob("*"))]
         if len(there) != 1:
             which = " and ".join(there) or "none"
             raise ValueError(
-                f"{source} needs one folder {' or '.join(names)} with a folder for each class in it, it has {which}"
+                f"{source} must contain exactly one folder named {' or '.join(names)} with a subfolder per class, but "
+                f"has {which}"
             )
         found[_SPLITS.get(there[0], there[0])] = source / there[0]
     classes = sorted(path.name for path in found["train"].iterdir() if path.is_dir())
@@ -33,15 +40,16 @@ def listed(source: pathlib.Path) -> tuple[list[str], dict[str, list[tuple[pathli
         for of_class in sorted(path for path in folder.iterdir() if path.is_dir()):
             if of_class.name not in classes:
                 raise ValueError(
-                    f"{of_class} is a class that {found['train']} does not have: its classes are the folders"
+                    f"{of_class} is a class that {found['train']} does not have: add its folder there, or remove this "
+                    "one"
                 )
             label = classes.index(of_class.name)
             files += [(path, label) for path in of_class.rglob("*") if path.suffix.lower() in _SUFFIXES]
         if not files:
             raise ValueError(
-                f"there is no image in {folder}/CLASS: images are files that end in {', '.join(_SUFFIXES)}"
+                f"no images found in {folder}/CLASS: the names of image files must end in {', '.join(_SUFFIXES)}"
             )
-        # Shards hold all classes, in the same way wherever the folder is.
+        # Mix all classes in every shard, in an order that does not depend on where the folder is.
         splits[split] = sorted(files, key=lambda file: hashlib.sha256(_within(source, file[0]).encode()).digest())
     return classes, splits
 
@@ -51,14 +59,18 @@ def _within(source: pathlib.Path, path: pathlib.Path) -> str:
 
 
 def inventory_of(source: pathlib.Path, splits: dict[str, list[tuple[pathlib.Path, int]]], size: int | None) -> str:
-    """A hash of what the data set is made of."""
+    """Hash of the image size and of all files of a data set, with their paths, splits and sizes."""
     entries = [(split, _within(source, path), path.stat().st_size) for split in splits for path, _ in splits[split]]
     return hashlib.sha256(repr((entries, size)).encode()).hexdigest()
 
 
 def check_inventory(begun: pathlib.Path, inventory: str) -> None:
-    """What was begun before is gone on with only if it is of the same files."""
+    """Allows resuming an earlier preparation only if its list of files and its image size are unchanged.
+
+    Raises:
+      ValueError: they have changed.
+    """
     note = begun / "inventory"
     if note.exists() and note.read_text() != inventory:
-        raise ValueError(f"{begun} was begun with other files or another --size: remove it to begin anew")
+        raise ValueError(f"{begun} was started with other files or another --size: delete it to start over")
     note.write_text(inventory)

@@ -1,4 +1,4 @@
-"""Facts about data sets that a config may be explained with before they are there."""
+"""Sizes of well-known data sets, so that --explain works before they are downloaded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of a set without its files.
+    """Facts about a data set that do not require its files.
 
     Attributes:
-      sizes: examples of each of its splits.
-      image_shape: (H, W, C), with None where images differ.
-      num_classes: K.
-      file_bytes: of the image files of its splits; None where nobody would hold them encoded.
+      sizes: number of examples in each split.
+      image_shape: shape (H, W, C) of the images; H and W are None where images differ in size.
+      num_classes: number of classes K.
+      file_bytes: total size of the image files of each split; None for sets that would not be stored encoded.
     """
 
     sizes: Mapping[str, int]
@@ -23,7 +23,7 @@ class Facts:
     file_bytes: Mapping[str, int] | None = None
 
 
-# The catalog of TFDS; for ImageNet the sizes of the archives that its authors give away.
+# From the catalog of TFDS. The file sizes of ImageNet are those of the archives that its authors distribute.
 KNOWN = {
     "digits": Facts({"train": 1437, "test": 360}, (8, 8, 1), 10),
     "mnist": Facts({"train": 60_000, "test": 10_000}, (28, 28, 1), 10),

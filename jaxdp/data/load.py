@@ -1,4 +1,4 @@
-"""Reads a data set into RAM: what a node holds of a split, each of its ranks reading a part."""
+"""Reads a data set into RAM: each node holds a part of a split, and each of its ranks reads a share of that part."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from jaxdp.progress import MINE
 if TYPE_CHECKING:
     from jaxdp.world import World
 
-# Records that a thread reads at once.
+# Number of records that a thread reads at once.
 _READ_AT_ONCE = 256
-# Windows of rows that are on their way to a rank: one handed out, one ready, one crossing, and what is sent for it.
+# Windows of rows in memory per rank: one handed out, one ready, one arriving, and the send buffers for that one.
 _WINDOWS = 4
 
 
@@ -38,19 +38,19 @@ def read(
     holdings: np.ndarray | None = None,
     bar: bool = False,
 ) -> Split:
-    """Reads a split into RAM, each rank a part of what its node holds; all ranks call it together.
+    """Reads a split into RAM, each rank a share of its node's part; all ranks call it together.
 
     Args:
-      source: with the split.
-      split: its name.
+      source: data set that contains the split.
+      split: name of the split.
       world: all ranks.
-      group: those among which the split is spread.
-      decoder: for images that are to be held encoded; without it they are held as pixels.
-      holdings: see Split.
-      bar: whether to show this rank's progress, on standard error.
+      group: ranks among which the split is divided.
+      decoder: decoder for images that are stored encoded; None stores pixels.
+      holdings: int64 [num_examples], example in each slot, see `Split`; None if slot i holds example i.
+      bar: whether to show this rank's progress on stderr.
 
     Raises:
-      SystemExit: a record cannot be read, or is not an image of the set's shape; one message on one rank's stderr.
+      SystemExit: a record cannot be read, or is not an image of the set's shape; one rank prints the message to stderr.
     """
     reading = _Reading(source, split, world, group, holdings, bar)
     return reading.pixels() if decoder is None else reading.encoded(decoder)
@@ -92,7 +92,7 @@ class _Reading:
         with self.world.together():
             for _ in self._parts(self.source.records, fill):
                 pass
-        # together() has met all ranks: what one has written, the others see.
+        # together() has synchronised all ranks, so that each sees what the other ranks of its node have written.
         storage = Pixels(images_NHWC, self.world.threads)
         return Split(self._bounds, self._node, storage, labels_N, self._mine, self.holdings)
 
@@ -122,10 +122,10 @@ class _Reading:
         return Split(self._bounds, self._node, storage, labels_N, self._mine, self.holdings, lengths)
 
     def _parts(self, records_of: Any, take: Any) -> Iterator[Any]:
-        """What comes of this rank's records, some at a time, in their order, taken on threads."""
+        """Yields what `take` returns for this rank's records, in order and several at a time; threads call `take`."""
         try:
             records = records_of(self.split)
-        except Exception as error:  # The libraries below raise whatever they like on a damaged file.
+        except Exception as error:  # The libraries raise many kinds of exceptions on damaged files.
             raise self._unreadable(f"the split {self.split!r}", error) from error
 
         def of_part(part: slice) -> tuple[slice, Any]:
@@ -151,8 +151,8 @@ class _Reading:
 
     def _unreadable(self, what: str, error: Exception) -> ValueError:
         return ValueError(
-            f"{what} of {self.source.name} in {self.source.where} cannot be read: {type(error).__name__}: {error}: "
-            "prepare the data set anew"
+            f"cannot read {what} of {self.source.name} in {self.source.where}: {type(error).__name__}: {error}: "
+            "prepare the data set again"
         )
 
 
@@ -164,17 +164,17 @@ def check_memory(
     encoded: bool = False,
     rows_ahead: int = 0,
 ) -> None:
-    """Checks, before anything is read, that what each node is to hold fits into its free memory.
+    """Checks, before anything is read, that each node's part of the data fits into its free memory.
 
     Args:
-      source: to be read.
+      source: data set to be read.
       world: all ranks.
-      groups: for each split, those among which it is spread.
-      encoded: whether images are to be held encoded.
-      rows_ahead: examples of the training split that a rank gets in one exchange.
+      groups: for each split, the ranks among which it is divided.
+      encoded: whether images are stored encoded.
+      rows_ahead: number of training examples that a rank receives in one exchange.
 
     Raises:
-      SystemExit: it does not; one message on one rank's stderr.
+      SystemExit: the data does not fit; one rank prints the message to stderr.
     """
     needed = 0.0
     for split, group in groups.items():
@@ -188,11 +188,11 @@ def check_memory(
         if needed > free:
             remedies = ["start the job on more nodes"]
             if len(set(world.leaders)) > nodes.count:
-                remedies.append("have fewer groups of them (config.data.groups)")
+                remedies.append("use fewer groups of nodes (config.data.groups)")
             if not encoded:
                 remedies.append("store smaller images (config.data.stored_size)")
-                remedies.append("store them as files (config.data.storage 'encoded')")
+                remedies.append("store image files instead of pixels (config.data.storage 'encoded')")
             raise ValueError(
-                f"{source.name} needs {needed / 2**30:.2f} GiB of memory on {world.host}, 1 of {nodes.count} nodes "
-                f"that share it, which has {free / 2**30:.2f} GiB left {where}: {', or '.join(remedies)}"
+                f"{source.name} needs {needed / 2**30:.2f} GiB of memory on {world.host} (1 of {nodes.count} nodes "
+                f"that share the data), but only {free / 2**30:.2f} GiB are free {where}: {', or '.join(remedies)}"
             )

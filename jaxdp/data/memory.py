@@ -1,4 +1,4 @@
-"""What memory this node has free for the data."""
+"""Measures how much memory is free for the data on this node."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 _OWN_CGROUP = pathlib.Path("/proc/self/cgroup")
-# Their folder, and the names of the limit, of what is used, and of what of it are files that nobody uses.
+# For each version of cgroups: the folder below _CGROUPS, the files with the limit and the usage, and the entry of
+# memory.stat for inactive file cache, which the usage includes.
 _VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("", "memory.max", "memory.current", "inactive_file")
 _MEMINFO = pathlib.Path("/proc/meminfo")
@@ -16,10 +17,11 @@ _SHARED = pathlib.Path("/dev/shm")
 
 
 def free_bytes(*, shared: bool) -> tuple[int, str]:
-    """Bytes that the data may take, and where that limit comes from.
+    """Number of bytes that the data may take, and where that limit comes from.
 
     Args:
-      shared: whether several ranks share it: it lies in /dev/shm then, where too little is found out only by a SIGBUS.
+      shared: whether several ranks share the data, which then lies in /dev/shm. Running out of space there causes
+        a SIGBUS instead of an error.
     """
     meminfo = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
     limits = [(int(meminfo["MemAvailable"].split()[0]) * 1024, "in RAM")]
@@ -31,8 +33,8 @@ def free_bytes(*, shared: bool) -> tuple[int, str]:
 
 
 def _of_control_groups() -> Iterator[int]:
-    """Bytes that this process's control group, and each one that holds it, still grants."""
-    # HIERARCHY:CONTROLLERS:PATH, without controllers for version 2 (cgroups(7)).
+    """Yields the number of bytes left in this process's control group and in each of its ancestors."""
+    # Lines are HIERARCHY:CONTROLLERS:PATH, without controllers for version 2 (cgroups(7)).
     for line in _OWN_CGROUP.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
@@ -41,7 +43,7 @@ def _of_control_groups() -> Iterator[int]:
         inmost = _CGROUPS / top / path.lstrip("/")
         for folder in (inmost, *inmost.parents):
             if (folder / most).exists() and (limit := (folder / most).read_text().strip()) != "max":
-                # Pages of files that nobody uses are given up when there is need.
+                # The kernel reclaims inactive file pages when memory runs short, so they count as free.
                 files = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())[idle]
                 yield int(limit) - int((folder / used).read_text()) + int(files)
             if folder == _CGROUPS / top:

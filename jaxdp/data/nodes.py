@@ -1,6 +1,6 @@
-"""Which rank is on which node, and what each node holds of the data: one copy for all of its ranks.
+"""Maps ranks to nodes, and the data to nodes: a node holds one copy of its part of the data for all of its ranks.
 
-Nodes may form groups, each of which holds all of the data and exchanges it among its own nodes only.
+Nodes may be divided into groups. Each group holds all of the data and exchanges it only among its own nodes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-    """The nodes of some ranks.
+    """The nodes of several ranks.
 
     Attributes:
-      leaders: for each rank, in their order, the first rank on its node.
+      leaders: for each rank, in order, the first rank on its node.
     """
 
     leaders: tuple[int, ...]
 
     @functools.cached_property
     def of_rank(self) -> np.ndarray:
-        """int64 [num_ranks]: the node of each rank; nodes are numbered in the order of their first ranks."""
+        """Node of each rank: int64 [num_ranks]. Nodes are numbered in the order of their first ranks."""
         return np.unique(self.leaders, return_inverse=True)[1].astype(np.int64)
 
     @property
@@ -40,12 +40,12 @@ class Nodes:
 
     @functools.cached_property
     def by_node(self) -> np.ndarray:
-        """int64 [num_ranks]: the ranks, those of the first node first."""
+        """Ranks sorted by node: int64 [num_ranks]."""
         return np.argsort(self.of_rank, kind="stable")
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """int64 [count]: ranks on each node."""
+        """Number of ranks on each node: int64 [count]."""
         return np.bincount(self.of_rank)
 
     @functools.cached_property
@@ -53,35 +53,38 @@ class Nodes:
         return np.concatenate([[0], np.cumsum(self.sizes)])
 
     def bounds(self, num_examples: int) -> np.ndarray:
-        """int64 [count + 1]: node n holds examples bounds[n]..bounds[n + 1], in proportion to its ranks."""
+        """Bounds of the parts of the nodes, in proportion to their ranks: int64 [count + 1].
+
+        Node n holds examples bounds[n]..bounds[n + 1].
+        """
         return even_bounds(num_examples, len(self.leaders))[self._first]
 
     def part_of(self, rank: int, num_examples: int) -> slice:
-        """The rows of its node's part that this rank reads, and evaluates."""
+        """Rows, within its node's part, that a rank reads and evaluates."""
         place = int(np.flatnonzero(self.by_node == rank)[0])
         of_ranks = even_bounds(num_examples, len(self.leaders))
         first = of_ranks[self._first[self.of_rank[rank]]]
         return slice(int(of_ranks[place] - first), int(of_ranks[place + 1] - first))
 
     def senders(self, nodes: np.ndarray, slots: np.ndarray) -> np.ndarray:
-        """Which rank sends what lies in each slot: the ranks of its node take turns.
+        """Rank that sends the contents of each slot, int64 [...]; the ranks of a node take turns.
 
         Args:
-          nodes: int64 [...], with the slots.
-          slots: int64 [...].
+          nodes: int64 [...], node of each slot.
+          slots: int64 [...], numbers of the slots.
         """
         return self.by_node[self._first[nodes] + slots % self.sizes[nodes]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Ranks that hold the data once between them, and exchange it among themselves.
+    """Ranks that together hold one copy of the data, and exchange it among themselves.
 
     Attributes:
-      ranks: int64 [size], which ranks of the world they are.
-      nodes: theirs.
-      rank: this one's place among them.
-      comm: one communicator on all of them; None before it is opened.
+      ranks: int64 [size], numbers of the group's ranks in the world.
+      nodes: nodes of these ranks.
+      rank: index of this rank in `ranks`.
+      comm: communicator of these ranks; None before `opened`.
     """
 
     ranks: np.ndarray
@@ -91,7 +94,7 @@ class Group:
 
     @classmethod
     def of(cls, world: World, count: int) -> Group:
-        """This rank's of so many groups, of as many nodes each as can be.
+        """Returns this rank's group when the nodes are divided into `count` groups as evenly as possible.
 
         Raises:
           ValueError: there are fewer nodes than groups.
@@ -99,7 +102,7 @@ class Group:
         nodes = Nodes(world.leaders)
         if count > nodes.count:
             raise ValueError(
-                f"each group has a node or more: config.data.groups is {count}, the job has {nodes.count} "
+                f"each group needs at least one node, but config.data.groups is {count} and the job has {nodes.count} "
                 f"{'node' if nodes.count == 1 else 'nodes'}: set it to {nodes.count} or less"
             )
         of_node = np.searchsorted(even_bounds(nodes.count, count), np.arange(nodes.count), side="right") - 1
@@ -109,6 +112,6 @@ class Group:
         return cls(ranks, Nodes(leaders), int(np.flatnonzero(ranks == world.rank)[0]))
 
     def opened(self, comm: MPI.Intracomm) -> Group:
-        """With a communicator of its own, out of one of all ranks, who call it together."""
+        """Returns the group with its own communicator, split off `comm` of all ranks; all ranks call it together."""
         own: Any = comm.Split(int(self.ranks[0]), self.rank)
         return dataclasses.replace(self, comm=own)

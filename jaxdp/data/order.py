@@ -1,4 +1,4 @@
-"""Who sees which example when: pure functions of the seed, the same for any number of ranks."""
+"""The order of examples, and how batches are divided: pure functions, with one order for any number of ranks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 
 def permutation(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order of the examples in an epoch.
+    """Random order of the examples in an epoch.
 
-    Sorts raw words of the Philox generator, whose stream NumPy guarantees not to change; that of
-    `Generator.permutation` it does not, and a run may go on under another NumPy.
+    Sorts raw words of the Philox generator, because NumPy guarantees that their stream does not change. There is no
+    such guarantee for `Generator.permutation`, and a run may be resumed with another version of NumPy.
 
     Args:
-      num_examples: n.
-      seed: of the run, 0 or more.
-      epoch: 0 or more.
+      num_examples: number of examples n.
+      seed: seed of the run, 0 or more.
+      epoch: number of the epoch, 0 or more.
 
     Returns:
       int64 [n], each of 0..n-1 once.
@@ -28,7 +28,7 @@ def permutation(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def even_bounds(num_items: int, num_parts: int) -> np.ndarray:
-    """Cuts 0..num_items evenly: part i is bounds[i]..bounds[i + 1], and sizes differ by one at most.
+    """Divides 0..num_items evenly: part i is bounds[i]..bounds[i + 1], and sizes differ by at most one.
 
     Returns:
       int64 [num_parts + 1].
@@ -38,13 +38,14 @@ def even_bounds(num_items: int, num_parts: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The examples of every global batch: epochs follow one another without a gap, so every batch is full.
+    """The examples of every global batch; epochs follow each other without a gap, so every batch is full.
 
     Attributes:
-      num_examples: in the split.
-      batch_size: the global batch.
-      seed: of the run.
-      of_epoch: an epoch to the order of its examples, int64 [num_examples]; None for a permutation of all of them.
+      num_examples: number of examples in the split.
+      batch_size: global batch size.
+      seed: seed of the run.
+      of_epoch: function of an epoch that returns the order of its examples, int64 [num_examples]; None for a random
+        permutation of all examples.
     """
 
     num_examples: int
@@ -53,7 +54,7 @@ class Order:
     of_epoch: Callable[[int], np.ndarray] | None = None
 
     def examples(self, first_step: int, end_step: int) -> np.ndarray:
-        """The ids of the examples of steps first_step..end_step-1.
+        """Ids of the examples in steps first_step..end_step - 1.
 
         Returns:
           int64 [end_step - first_step, batch_size].
@@ -66,12 +67,12 @@ class Order:
         return np.concatenate(parts).reshape(-1, self.batch_size)
 
     def epochs(self, first_step: int, end_step: int) -> np.ndarray:
-        """The epoch in which each of them is seen, likewise."""
+        """The epoch of each example in these steps: int64 [end_step - first_step, batch_size]."""
         positions = np.arange(first_step * self.batch_size, end_step * self.batch_size)
         return (positions // self.num_examples).reshape(-1, self.batch_size)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """int64 [num_examples]: the order of an epoch; not to be written to."""
+        """Order of the examples in an epoch: int64 [num_examples], read-only."""
         return _cached_order(self, epoch)
 
 
@@ -87,13 +88,13 @@ def _cached_order(order: Order, epoch: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Deal:
-    """How a global batch is dealt to all devices of all ranks, as evenly as can be, in order.
+    """How a global batch is divided among all devices of all ranks: in order and as evenly as possible.
 
     Attributes:
-      batch_size: the global batch.
-      num_ranks: of the world.
-      devices_per_rank: the same number on all ranks.
-      parts: of equal size that a device goes through one after the other.
+      batch_size: global batch size.
+      num_ranks: number of ranks in the world.
+      devices_per_rank: number of devices of each rank.
+      parts: number of microbatches of equal size that a device processes one after the other.
     """
 
     batch_size: int
@@ -103,21 +104,24 @@ class Deal:
 
     @property
     def padded(self) -> bool:
-        """Whether some part of some device gets fewer examples than others."""
+        """Whether any microbatch of any device holds fewer examples than others, and so is padded."""
         return self.batch_size % (self.num_ranks * self.devices_per_rank * self.parts) != 0
 
     @property
     def per_device(self) -> int:
-        """Rows on each device, padding included."""
+        """Number of rows on each device, including padding."""
         return -(-self.batch_size // (self.num_ranks * self.devices_per_rank * self.parts)) * self.parts
 
     @property
     def rank_bounds(self) -> np.ndarray:
-        """int64 [num_ranks + 1]: rank r has the examples bounds[r]..bounds[r + 1] of the batch."""
+        """Bounds of the shares of the ranks: int64 [num_ranks + 1].
+
+        Rank r has examples bounds[r]..bounds[r + 1] of the batch.
+        """
         return even_bounds(self.batch_size, self.num_ranks * self.devices_per_rank)[:: self.devices_per_rank]
 
     def rows_of(self, rank: int) -> np.ndarray:
-        """Where in this rank's padded batch each of its examples goes: int64 [number of its examples]."""
+        """Row of each example of a rank in its padded batch: int64 [number of the rank's examples]."""
         bounds = even_bounds(self.batch_size, self.num_ranks * self.devices_per_rank)
         first = rank * self.devices_per_rank
         return np.concatenate(

@@ -1,11 +1,12 @@
-"""Turns folders of images into a data set that jaxdp trains on: TFDS, in array_record format, without TensorFlow.
+"""Converts folders of images into a TFDS data set in array_record format, without TensorFlow.
 
   python -m jaxdp.data.prepare --source=photos --name=birds
 
-`photos` holds `train/CLASS/IMAGE` and one of `test`, `validation` or `val` likewise (the split of `val` is named
-`validation`); images are JPEG or PNG files, by their names (.jpg, .jpeg, .png). They are stored as they are, or resized
-(--size). Started again after it was stopped, it goes on with the shards that are not there yet. Files that are no
-images are left out, counted and named.
+`photos` must contain `train/CLASS/IMAGE` and exactly one of `test`, `validation` or `val` with the same layout (`val`
+becomes the split `validation`). Images are files whose names end in .jpg, .jpeg or .png. RGB images in JPEG or PNG
+format are stored unchanged unless --size makes them smaller; all other images are converted to RGB. If interrupted,
+run the same command again: it resumes with the missing shards. Files that cannot be read as images are skipped, counted
+and listed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ _MOST_NAMED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of a split, for one process to write.
+    """A part of a split that one process writes.
 
     Attributes:
-      split, index, count: shard `index` of `count` of the split.
-      files: its images and the indices of their classes.
-      folder: of the data set.
-      size: of the shorter side of resized images; None to store them as they are.
+      split: name of the split.
+      index: number of this shard in the split, from 0.
+      count: number of shards of the split.
+      files: image files of the shard, with the indices of their classes.
+      folder: folder of the data set.
+      size: length of the shorter side of resized images, in pixels; None to store them unchanged.
     """
 
     split: str
@@ -55,18 +58,18 @@ class Shard:
     size: int | None
 
     def path(self, name: str) -> pathlib.Path:
-        """Of its records, for a data set of this name."""
+        """Path of the shard's records in a data set of this name."""
         return self.folder / f"{name}-{self.split}.array_record-{self.index:05}-of-{self.count:05}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What is in a shard.
+    """The contents of a shard.
 
     Attributes:
-      examples: how many.
-      num_bytes: of their records.
-      unreadable: files that were left out, each with the reason.
+      examples: number of examples.
+      num_bytes: total size of the records, in bytes.
+      unreadable: files that were skipped, each with the reason.
     """
 
     examples: int
@@ -75,7 +78,7 @@ class Written:
 
 
 def main(words: Sequence[str]) -> None:
-    """Prepares, and says what it did."""
+    """Prepares a data set and prints a summary."""
     try:
         given = _parser().parse_args(words)
         print(prepare(given.source, given.name, given.dir, size=given.size, processes=given.processes))
@@ -87,26 +90,30 @@ def main(words: Sequence[str]) -> None:
 def prepare(
     source: pathlib.Path, name: str, data_dir: pathlib.Path | None, *, size: int | None = None, processes: int = 1
 ) -> str:
-    """Writes the data set; returns words about it for a person.
+    """Writes the data set and returns a summary for the user.
 
     Args:
-      source: the folder with the images.
-      name: of the data set: small letters, digits and underscores.
-      data_dir: where data sets are; None for TFDS's own folder.
-      size: to which the shorter side of larger images is resized; None to store files as they are.
-      processes: that read and write at once.
+      source: folder with the images.
+      name: name of the data set: lower-case letters, digits and underscores.
+      data_dir: folder of the data sets; None for TFDS's own folder.
+      size: length in pixels to which the shorter side of larger images is resized; None for no resizing.
+      processes: number of processes that read and write.
 
     Raises:
-      ValueError: the folders are not as they must be, or the data set is there already, made of other files.
+      ValueError: the name or the layout of the folders is invalid, the data set exists already, an interrupted
+        preparation used other files, a split has no readable image, or the data set cannot be written.
     """
     if not name.isidentifier() or name != name.lower():
-        raise ValueError(f"the name of a data set has small letters, digits and underscores: --name={name} has others")
+        raise ValueError(
+            f"--name={name} is not a valid name of a data set: use lower-case letters, digits and underscores, and no "
+            "digit first"
+        )
     parent = compat.data_folder(data_dir) / name
     folder, begun = parent / VERSION, parent / f"{VERSION}.begun"
     classes, splits = listed(source)
     inventory = inventory_of(source, splits, size)
     if folder.exists():
-        raise ValueError(f"there is a data set in {folder} already: remove it, or choose another --name")
+        raise ValueError(f"a data set already exists in {folder}: delete it, or choose another --name")
     try:
         begun.mkdir(parents=True, exist_ok=True)
         check_inventory(begun, inventory)
@@ -116,7 +123,7 @@ def prepare(
         begun.rename(folder)
     except OSError as error:
         raise ValueError(
-            f"{begun} cannot be written: {error}: what is there already is kept for the next start"
+            f"cannot write {begun}: {error}. Finished shards are kept: run the command again to resume"
         ) from error
     return _summary(folder, classes, shards, written)
 
@@ -125,11 +132,11 @@ def _parser() -> parse.Parser:
     parser = parse.Parser("jaxdp.data.prepare", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--source", type=pathlib.Path, required=True, help="the folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
-    add("--name", required=True, help="of the data set: config.data.name")
-    add("--dir", type=pathlib.Path, help="where data sets are: config.data.dir; default: TFDS's own folder")
-    add("--size", type=parse.number, help="resize the shorter side of larger images to so many pixels")
-    add("--processes", type=parse.number, default=len(os.sched_getaffinity(0)), help="default: one a core")
+    add("--source", type=pathlib.Path, required=True, help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
+    add("--name", required=True, help="name of the data set, for config.data.name")
+    add("--dir", type=pathlib.Path, help="folder of data sets, for config.data.dir (default: TFDS's own)")
+    add("--size", type=parse.number, help="resize the shorter side of larger images to this many pixels")
+    add("--processes", type=parse.number, default=len(os.sched_getaffinity(0)), help="default: one per core")
     return parser
 
 
@@ -145,7 +152,7 @@ def _shards(splits: dict[str, list[tuple[pathlib.Path, int]]], folder: pathlib.P
 
 
 def _write_all(shards: list[Shard], name: str, classes: list[str], processes: int) -> list[Written]:
-    # Not forked: the libraries below have threads.
+    # Spawn instead of fork, because the libraries below have threads.
     pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
     with pool:
         pending = {pool.submit(write_shard, shard, name, classes): len(shard.files) for shard in shards}
@@ -153,7 +160,7 @@ def _write_all(shards: list[Shard], name: str, classes: list[str], processes: in
 
 
 def write_shard(shard: Shard, name: str, classes: list[str]) -> Written:
-    """Writes one shard, unless it is there; whole, or not at all."""
+    """Writes one shard, completely or not at all, and returns its contents; a shard that exists is kept."""
     path = shard.path(name)
     note = path.with_name(f"{path.name}.json")
     if path.exists() and note.exists():
@@ -164,7 +171,7 @@ def write_shard(shard: Shard, name: str, classes: list[str]) -> Written:
         for file, label in shard.files:
             try:
                 content = _image(file, shard.size)
-            except Exception as error:  # Pillow raises whatever it likes on what is no image.
+            except Exception as error:  # Pillow raises many kinds of exceptions on invalid images.
                 unreadable.append(f"{file}: {type(error).__name__}: {error}")
                 continue
             record = features.serialize_example(features.encode_example({"image": content, "label": label}))
@@ -176,7 +183,7 @@ def write_shard(shard: Shard, name: str, classes: list[str]) -> Written:
 
 
 def _image(path: pathlib.Path, size: int | None) -> bytes:
-    """The file as it is stored: decoded once to see that it can be, written anew if it is no RGB JPEG or PNG."""
+    """The file to store. Decodes it as a check; encodes it again if it is resized or is not an RGB JPEG or PNG file."""
     from PIL import Image
 
     content = path.read_bytes()
@@ -213,7 +220,7 @@ def _write_metadata(
     for split in dict.fromkeys(shard.split for shard in shards):
         parts = [done for shard, done in zip(shards, written, strict=True) if shard.split == split]
         if not sum(part.examples for part in parts):
-            raise ValueError(f"no file of the split {split!r} is an image that can be read")
+            raise ValueError(f"no image of the split {split!r} can be read: check that its files are images")
         template = tfds.core.ShardedFileTemplate(
             dataset_name=name, data_dir=folder, split=split, filetype_suffix="array_record"
         )
@@ -244,7 +251,7 @@ def _summary(folder: pathlib.Path, classes: list[str], shards: list[Shard], writ
     images = ", ".join(f"{split} {count:,}" for split, count in counts.items())
     lines = [f"{folder}: {images} images of {len(classes)} classes, {size:.1f} MiB"]
     if unreadable:
-        lines += [f"{len(unreadable):,} files are no images and were left out, see {folder / 'unreadable.txt'}:"]
+        lines += [f"skipped {len(unreadable):,} files that are not readable images, see {folder / 'unreadable.txt'}:"]
         lines += [f"  {line}" for line in unreadable[:_MOST_NAMED]]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Rows of images, copied to where a batch wants them."""
+"""Copies rows of images into batches, and recycles the memory of batches."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from jaxdp import native
 
-# Of memory that XLA's CPU devices use as it is.
+# Alignment, in bytes, of memory that XLA's CPU devices use without a copy.
 _ALIGNMENT = 64
 
 
 def copy_rows(source: np.ndarray, rows: np.ndarray, target: np.ndarray, places: np.ndarray, *, threads: int) -> None:
-    """target[places] = source[rows], as fast as memory goes; where little is copied, on fewer threads.
+    """Copies rows at the speed of memory: target[places] = source[rows].
 
     Args:
       source: uint8 [N, ...], contiguous.
-      rows: int64 [n].
+      rows: int64 [n], rows of `source`.
       target: uint8 [M, ...], contiguous, with rows of the same size.
-      places: int64 [n], each another one.
-      threads: 1 or more.
+      places: int64 [n], rows of `target`, all different.
+      threads: maximum number of threads, 1 or more; small copies use fewer.
     """
     row_bytes = math.prod(source.shape[1:])
     assert math.prod(target.shape[1:]) == row_bytes
@@ -38,7 +38,7 @@ def copy_rows(source: np.ndarray, rows: np.ndarray, target: np.ndarray, places: 
 
 
 def aligned(count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """uint8 [count, *shape], not initialised, which JAX takes over on CPU devices without a copy."""
+    """Allocates an uninitialised array that JAX uses on CPU devices without a copy: uint8 [count, *shape]."""
     num_bytes = count * math.prod(shape)
     memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -46,12 +46,13 @@ def aligned(count: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Buffers:
-    """Arrays of one shape, as `aligned` gives them, in memory of those before them that nobody holds any more.
+    """Recycles arrays of one shape from `aligned`: reuses the memory of arrays that are no longer referenced.
 
-    Fresh memory costs page faults, for a large batch as much as filling it.
+    Fresh memory causes page faults; for a large batch they cost as much time as filling it.
 
     Args:
-      count, shape: of `aligned`.
+      count: number of rows.
+      shape: shape of a row.
     """
 
     def __init__(self, count: int, shape: tuple[int, ...]):
@@ -59,9 +60,9 @@ class Buffers:
         self._free: list[np.ndarray] = []
 
     def take(self) -> np.ndarray:
-        """uint8 [count, *shape]: what it holds is undefined."""
+        """Returns an array with undefined contents: uint8 [count, *shape]."""
         memory = self._free.pop() if self._free else aligned(self._shape[0], self._shape[1:])
-        # All views of it, JAX's arrays among them, keep this, which unlike the memory itself may end.
+        # All views, including JAX's arrays, keep `lent` alive. When the last one is gone, `memory` can be reused.
         lent = (ctypes.c_uint8 * memory.size).from_buffer(memory.data)
         weakref.finalize(lent, self._free.append, memory).atexit = False
         return np.ctypeslib.as_array(lent).reshape(self._shape)

@@ -1,4 +1,4 @@
-"""Shards of a data set: written by several workers at once, each there whole or not at all."""
+"""Writes the shards of a data set with several workers, each shard completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path) -> Iterator[Any]:
-    """The writer of a file of records, which has its name when all of them are in it."""
+    """Opens a record file for writing; it gets its final name only when all records are written."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     half = path.with_name(f"{path.name}.half")
@@ -26,12 +26,14 @@ def writing(path: pathlib.Path) -> Iterator[Any]:
 def results(
     pool: concurrent.futures.Executor, pending: dict[concurrent.futures.Future, int], *, unit: str
 ) -> list[Any]:
-    """Of all that the pool has to do, with a bar on a terminal; where one fails, those that wait are not begun.
+    """Waits for the tasks of a pool and returns their results; if one fails, cancels those that have not begun.
+
+    Shows a progress bar on a terminal.
 
     Args:
-      pool: of workers.
-      pending: what it does, and how much each is.
-      unit: in which that is counted.
+      pool: pool that runs the tasks.
+      pending: tasks, with the size of each.
+      unit: unit of the sizes, for the progress bar.
     """
     with tqdm(total=sum(pending.values()), unit=f" {unit}", disable=None) as progress:
         try:

@@ -1,4 +1,4 @@
-"""A data set that can be read."""
+"""The data sets that jaxdp can read: their interface, and custom ones."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set that can be read.
+    """A data set that jaxdp can read.
 
     Attributes:
-      name: with its version.
-      where: it is, for messages.
-      sizes: examples of the splits "train" and "test".
-      image_shape: (H, W, C), as images are held in RAM.
-      num_classes: K.
-      records: a split's name to what gives {"image": uint8 [H, W, C], "label"} for many examples at once, from any
-        thread, by its method __getitems__.
-      files: likewise, "image" being the bytes of an image file; None where there are none.
-      file_bytes: of all of them, about; None likewise.
-      shards: the files that the records of each split are in.
-      content: what the data is made of; it tells one version of it from another.
-      class_names: of each class; None where they have none.
-      resized: whether images are made to have that shape: the shorter side resized, the middle cut out.
+      name: name of the data set, with its version.
+      where: location of the data set, for messages.
+      sizes: number of examples of the splits "train" and "test".
+      image_shape: shape (H, W, C) of the images in RAM.
+      num_classes: number of classes K.
+      records: function of the name of a split. The method __getitems__ of its result takes the numbers of many examples
+        and returns {"image": uint8 [H, W, C], "label"} for each, on any thread.
+      files: same as `records`, but "image" holds the bytes of an image file; None if the data set has no image files.
+      file_bytes: approximate total size of the image files of each split; None if the data set has no image files.
+      shards: files that contain the records of each split.
+      content: description of the data, which differs between its versions.
+      class_names: name of each class; None if the classes have no names.
+      resized: whether images are fitted to `image_shape`: the shorter side is resized and the middle cut out.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Source:
     resized: bool = False
 
     def example_bytes(self, split: str, *, encoded: bool) -> float:
-        """Of an example in RAM, on average, about if it is encoded."""
+        """Average size of an example in RAM, in bytes; approximate if images are encoded."""
         if encoded:
             assert self.file_bytes is not None
             image_bytes = self.file_bytes[split] / self.sizes[split]
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """Of the data as it is held: name and version, number and sizes of examples, and the shape."""
+        """Identifies the data as it is stored: name, version, and a hash of the content and the shape of images."""
         content = repr((self.content, self.image_shape))
         return f"{self.name} {hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
@@ -70,26 +70,29 @@ def of_examples(
     version: str,
     class_names: Sequence[str] | None = None,
 ) -> Source:
-    """A data set of one's own, for `config.data.name`: what a function of that name returns.
+    """Makes a custom data set; `config.data.name` names the function that returns it.
 
     Args:
-      name: of the set.
-      train: (image, label) by number, with a length: uint8 [H, W, C], all of one shape, and 0..num_classes - 1. Threads
-        ask for examples, each rank for its part of them.
-      test: likewise.
-      num_classes: K.
-      version: of the data; a run goes on with the same one only.
-      class_names: of each class, for predictions.
+      name: name of the data set.
+      train: sequence of training examples (image, label): uint8 [H, W, C], all of one shape, and an int in
+        0..num_classes - 1. Several threads read from it, and each rank reads only its share.
+      test: sequence of test examples, in the same form.
+      num_classes: number of classes K.
+      version: version of the data; a run can only be resumed with the same version.
+      class_names: name of each class, for predictions.
 
     Raises:
-      ValueError: there are more names than classes, or fewer; or the first image is not uint8 [H, W, C].
+      ValueError: the number of names differs from the number of classes, or the first image is not uint8 [H, W, C].
     """
     if class_names is not None and len(class_names) != num_classes:
-        raise ValueError(f"{name!r} has {num_classes} classes, but {len(class_names)} names of them")
+        raise ValueError(f"{name!r} has {num_classes} classes, but {len(class_names)} class names: give one per class")
     splits = {"train": train, "test": test}
     image = np.asarray(train[0][0])
     if image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f"jaxdp needs uint8 images [H, W, C], those of {name!r} are {image.dtype} {image.shape}")
+        raise ValueError(
+            f"jaxdp needs uint8 images of shape [H, W, C], but those of {name!r} are {image.dtype} of shape "
+            f"{image.shape}"
+        )
     height, width, channels = image.shape
     return Source(
         name=f"{name}/{version}",

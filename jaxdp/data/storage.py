@@ -1,6 +1,6 @@
-"""How images lie in RAM: as pixels, or as the encoded files that they came in.
+"""Stores images in RAM, as pixels or as encoded files.
 
-Both are rows of units that can be sent: an image is one unit of pixels, or some blocks of its file.
+Both consist of units that can be sent to other nodes: an image is one unit of pixels, or several blocks of its file.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ from jaxdp.data.decode import Decoder
 from jaxdp.data.rows import aligned, copy_rows
 from jaxdp.world import UserError
 
-# A file ends with a block that is filled up with zeros.
+# Size of a block in bytes; the last block of a file is padded with zeros.
 BLOCK_BYTES = 64
-# Of memory that files lie in while it is not known how many there are.
+# Size of the segments in which files are gathered while their total size is unknown.
 _SEGMENT_BYTES = 64 * 2**20
 
 
 class Storage(Protocol):
-    """Images in rows."""
+    """Interface for images that are stored in rows."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) of an image."""
+        """Shape (H, W, C) of an image."""
 
     @property
     def nbytes(self) -> int:
-        """Of memory."""
+        """Size in RAM, in bytes."""
 
     def fill(self, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """Puts images into a batch.
+        """Writes images into a batch.
 
         Args:
-          rows: int64 [n], with the images.
-          ids: int64 [n], which examples they are.
-          epochs: int64 [n], in which each is seen.
-          out: uint8 [size, H, W, C].
-          places: int64 [n], in `out`.
+          rows: int64 [n], rows of the images in this storage.
+          ids: int64 [n], ids of the examples.
+          epochs: int64 [n], epoch in which each example is seen.
+          out: uint8 [size, H, W, C], the batch.
+          places: int64 [n], rows of `out` to write.
 
         Raises:
           UserError: an image cannot be decoded.
         """
 
     def units(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [units, unit bytes]: the images of these rows, to be sent."""
+        """Copies the images in these rows into units that can be sent: uint8 [units, unit bytes]."""
 
     def of_units(self, units: np.ndarray, lengths: np.ndarray) -> Storage:
-        """Images that have arrived: row i has lengths[i] of these units."""
+        """Makes a storage of images that have arrived: row i has lengths[i] of these units."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Images of one size, as they are.
+    """Images of one size, stored as pixels.
 
     Attributes:
-      images_NHWC: uint8.
-      threads: to copy with.
+      images_NHWC: uint8, pixels of the images.
+      threads: number of threads for copies.
     """
 
     images_NHWC: np.ndarray
@@ -77,21 +77,21 @@ class Pixels:
         return self.images_NHWC.nbytes
 
     def fill(self, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """See Storage."""
+        """Implements `Storage.fill`."""
         del ids, epochs
         copy_rows(self.images_NHWC, rows, out, places, threads=self.threads)
 
     def units(self, rows: np.ndarray) -> np.ndarray:
-        """See Storage."""
+        """Implements `Storage.units`."""
         return _rows_of(self._units, rows, self.threads)
 
     def of_units(self, units: np.ndarray, lengths: np.ndarray) -> Pixels:
-        """See Storage."""
+        """Implements `Storage.of_units`."""
         assert len(units) == len(lengths)
         return Pixels(units.reshape(-1, *self.shape), self.threads)
 
     def put(self, rows: np.ndarray, units: np.ndarray) -> None:
-        """Overwrites the images of these rows, int64 [n], with these, one unit each."""
+        """Overwrites the images in these rows, int64 [n], with these units, one per image."""
         copy_rows(units, np.arange(len(rows)), self._units, rows, threads=self.threads)
 
     @property
@@ -101,14 +101,14 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Image files, one behind the other, decoded when a batch is made of them.
+    """Concatenated encoded images, decoded when a batch is built.
 
     Attributes:
-      blocks: uint8 [num_blocks, BLOCK_BYTES].
-      bounds: int64 [N + 1], file i is in the blocks bounds[i]..bounds[i + 1].
-      decoder: makes pixels of them.
-      pool: decodes.
-      threads: to copy with.
+      blocks: uint8 [num_blocks, BLOCK_BYTES], contents of the image files.
+      bounds: int64 [N + 1], file i is in blocks bounds[i]..bounds[i + 1].
+      decoder: decoder of the files.
+      pool: executor that runs the decoder.
+      threads: number of threads for copies.
     """
 
     blocks: np.ndarray
@@ -126,16 +126,16 @@ class Encoded:
         return self.blocks.nbytes + self.bounds.nbytes
 
     def fill(self, rows: np.ndarray, ids: np.ndarray, epochs: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
-        """See Storage."""
+        """Implements `Storage.fill`."""
 
         def decode(row: int, example: int, epoch: int, place: int) -> None:
             file = self.blocks[self.bounds[row] : self.bounds[row + 1]].reshape(-1)
             try:
                 out[place] = self.decoder(file.data, example=example, epoch=epoch)
-            except Exception as error:  # Pillow raises whatever its decoders do.
+            except Exception as error:  # Pillow's decoders raise many kinds of exceptions.
                 raise UserError(
-                    f"example {example} of the data set is no image that can be decoded: {type(error).__name__}: "
-                    f"{error}: prepare the data set anew"
+                    f"example {example} of the data set cannot be decoded as an image: {type(error).__name__}: "
+                    f"{error}: prepare the data set again"
                 ) from error
 
         columns = (column.tolist() for column in (rows, ids, epochs, places))
@@ -143,14 +143,14 @@ class Encoded:
             pass
 
     def units(self, rows: np.ndarray) -> np.ndarray:
-        """See Storage."""
+        """Implements `Storage.units`."""
         lengths = np.diff(self.bounds)[rows]
-        # Block after block of each file.
+        # Number of each block within its file.
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return _rows_of(self.blocks, np.repeat(self.bounds[rows], lengths) + within, self.threads)
 
     def of_units(self, units: np.ndarray, lengths: np.ndarray) -> Encoded:
-        """See Storage."""
+        """Implements `Storage.of_units`."""
         return dataclasses.replace(self, blocks=units, bounds=np.concatenate([[0], np.cumsum(lengths)]))
 
 
@@ -161,15 +161,19 @@ def _rows_of(units: np.ndarray, rows: np.ndarray, threads: int) -> np.ndarray:
 
 
 class Files:
-    """Files gathered in memory, whose total is not known before the last has come."""
+    """Gathers files in memory while their total size is unknown.
+
+    Attributes:
+      lengths: number of blocks of each file.
+    """
 
     def __init__(self) -> None:
         self.lengths: list[int] = []
-        # Mapped and not allocated, so that each is given back as soon as it has been copied.
+        # Map segments instead of allocating them, so that each is returned to the system as soon as it has been copied.
         self._segments: list[tuple[mmap.mmap, int]] = []
 
     def add(self, files: Sequence[bytes]) -> None:
-        """Puts some more behind the others."""
+        """Appends files."""
         for file in files:
             num_blocks = -(-len(file) // BLOCK_BYTES)
             room = num_blocks * BLOCK_BYTES
@@ -181,7 +185,7 @@ class Files:
             self.lengths.append(num_blocks)
 
     def move_to(self, blocks: np.ndarray) -> None:
-        """Copies all to where they are to lie, uint8 [sum(lengths), BLOCK_BYTES], giving up the memory here."""
+        """Moves all files to `blocks`, uint8 [sum(lengths), BLOCK_BYTES], and frees their memory here."""
         start, target = 0, blocks.reshape(-1)
         for segment, used in self._segments:
             target[start : start + used] = np.frombuffer(segment, np.uint8, used)

@@ -1,4 +1,4 @@
-"""Made-up data for benchmarks: noise, for which no files have to be there."""
+"""Synthetic data for benchmarks: noise, which needs no files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxdp.data.source import Source
 
 PREFIX = "synthetic:"
 
-# Noise in files is this many times as coarse, so that they are about as large as those of photographs.
+# Noise in image files is this many times coarser, so that the files are about as large as those of photographs.
 _COARSE = 8
 
 
 def open_synthetic(name: str) -> Source:
-    """The data set of a name like synthetic:50000:10000:32:10 (TRAIN:TEST:SIZE:CLASSES).
+    """Opens a data set with a name such as synthetic:50000:10000:32:10 (TRAIN:TEST:SIZE:CLASSES).
 
     Raises:
       ValueError: the name is not of this form.
@@ -29,7 +29,8 @@ def open_synthetic(name: str) -> Source:
         num_train = num_test = size = num_classes = 0
     if min(num_train, num_test, size, num_classes) < 1:
         raise ValueError(
-            f"made-up data is written synthetic:TRAIN:TEST:SIZE:CLASSES, as synthetic:50000:10000:32:10, not {name!r}"
+            f"{name!r} is not a valid synthetic data set: write synthetic:TRAIN:TEST:SIZE:CLASSES with numbers above "
+            "0, e.g. synthetic:50000:10000:32:10"
         )
     shape = (size, size, 3)
     first_file = next(_NoiseFiles(shape, num_classes, seed=0).__getitems__(range(1)))["image"]
@@ -48,7 +49,7 @@ def open_synthetic(name: str) -> Source:
 
 
 class _Noise:
-    """Random images, the same ones for ever; an example's label is its number modulo the number of classes."""
+    """Random images, the same in every job; the label of an example is its number modulo the number of classes."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int):
         self._shape, self._num_classes, self._seed = shape, num_classes, seed
@@ -61,7 +62,7 @@ class _Noise:
 
 
 class _NoiseFiles:
-    """Likewise as JPEG files."""
+    """Random images as JPEG files, the same in every job; labels are those of `_Noise`."""
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int, seed: int):
         height, width, channels = shape

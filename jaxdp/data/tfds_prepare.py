@@ -1,11 +1,11 @@
-"""Prepares a data set of TensorFlow Datasets in array_record format: run by launch/prepare, where TensorFlow is.
+"""Prepares a TensorFlow Datasets (TFDS) data set in array_record format; launch/prepare runs it with TensorFlow.
 
-  launch/prepare cifar10                              downloaded, into TFDS's own folder
-  launch/prepare imagenet2012 --dir=DIR               what TFDS may not download lies in DIR/downloads/manual
-  launch/prepare imagenet2012 --dir=DIR --from=OTHER  from the same set in OTHER, where it is in tfrecord format
+  launch/prepare cifar10                              download into TFDS's own folder
+  launch/prepare imagenet2012 --dir=DIR               use files in DIR/downloads/manual, which TFDS cannot download
+  launch/prepare imagenet2012 --dir=DIR --from=OTHER  convert the same data set from tfrecord format in OTHER
 
-TFDS's own folder is TFDS_DATA_DIR, or ~/tensorflow_datasets. Started again after it was stopped, the third goes on with
-the shards that are not there yet.
+TFDS's own folder is TFDS_DATA_DIR, or ~/tensorflow_datasets. If a conversion (--from) is interrupted, run the same
+command again: it resumes with the missing shards.
 """
 
 from __future__ import annotations
@@ -27,40 +27,42 @@ _INFO = "dataset_info.json"
 
 
 def main(words: Sequence[str]) -> None:
-    """Prepares, and says what there is then."""
+    """Prepares a data set, and prints its folder and the sizes of its splits."""
     parser = argparse.ArgumentParser("launch/prepare", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("name", help="of the data set, as in config.data.name: NAME, NAME:VERSION or NAME/CONFIG")
-    parser.add_argument("--dir", type=_folder, help="where data sets are: config.data.dir; default: TFDS's own folder")
-    parser.add_argument("--from", type=_folder, dest="other", help="where the set is in tfrecord format")
+    parser.add_argument("name", help="name of the data set, as in config.data.name: NAME, NAME:VERSION or NAME/CONFIG")
+    parser.add_argument("--dir", type=_folder, help="folder of data sets, for config.data.dir (default: TFDS's own)")
+    parser.add_argument("--from", type=_folder, dest="other", help="folder of the data set in tfrecord format")
     given = parser.parse_args(words)
     try:
         if given.other is None:
             folder, infos = _download(given.name, given.dir)
         else:
             folder, infos = convert(given.name, given.other, given.dir)
-    except Exception as error:  # TFDS raises many kinds, on names, downloads and files that are not there.
+    except Exception as error:  # TFDS raises many kinds of exceptions, for names, downloads and missing files.
         sys.exit(f"launch/prepare: error: {given.name!r} cannot be prepared: {type(error).__name__}: {error}")
     print(f"{folder}: {', '.join(f'{split} {info.num_examples:,}' for split, info in infos.items())} examples")
 
 
 def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tuple[pathlib.Path, Any]:
-    """Writes the records of a set as they are into files of another format; its folder and splits.
+    """Copies the records of a data set from tfrecord to array_record files, and returns its folder and splits.
 
     Raises:
-      ValueError: it is in no tfrecords, or is in `data_dir` already.
+      ValueError: the data set is missing from `other`, is not in tfrecord format there, or exists in `data_dir`.
     """
     tfds = compat.import_tfds()
     builder = compat.prepared_builder(name, other)
     if builder is None:
-        raise ValueError(f"there is no such data set in {other}: --from is the folder that holds {name.split(':')[0]}/")
+        raise ValueError(f"there is no such data set in {other}: --from must be the folder with {name.split(':')[0]}/")
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
-        raise ValueError(f"in {other} it is not in tfrecord format, but in {builder.info.file_format.value}")
+        raise ValueError(
+            f"--from needs tfrecord format, but the data set in {other} is in {builder.info.file_format.value}"
+        )
     source = pathlib.Path(builder.data_path)
     folder = compat.data_folder(data_dir) / source.relative_to(other)
     if folder.exists():
-        raise ValueError(f"there is a data set in {folder} already: remove it, or choose another --dir")
-    # jaxdp takes no folder of such a name for a data set.
+        raise ValueError(f"a data set already exists in {folder}: delete it, or choose another --dir")
+    # jaxdp does not take a folder with this suffix for a data set.
     begun = folder.with_name(f"{folder.name}.incomplete")
     begun.mkdir(parents=True, exist_ok=True)
     infos = builder.info.splits
@@ -101,7 +103,7 @@ def _convert_shard(path: pathlib.Path, folder: pathlib.Path, length: int) -> Non
             writer.write(record)
             count += 1
         if count != length:
-            raise ValueError(f"{path} holds {count:,} records, {length:,} are to be in it")
+            raise ValueError(f"{path} has {count:,} records instead of {length:,}: replace it with a complete copy")
 
 
 def _folder(text: str) -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, prepared in array_record format."""
+"""Opens data sets of TensorFlow Datasets (TFDS) that are prepared in array_record format."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def prepare_digits(config: DataConfig, world: World) -> None:
-    """Writes the embedded data set to the data folder where it is not there yet.
+    """Writes the bundled digits data set to the data folder, if the config uses it and it is missing.
 
-    Rank 0 first; then the first rank of each host, for the case that hosts do not share the folder.
+    Rank 0 writes first, then the first rank of each host in case the hosts do not share the folder.
     """
     if config.name != "digits":
         return
@@ -32,27 +32,27 @@ def prepare_digits(config: DataConfig, world: World) -> None:
 
 
 def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored_size: int | None) -> Source:
-    """Opens a set.
+    """Opens a prepared TFDS data set.
 
     Args:
-      name: of the set.
-      data_dir: the folder with the prepared sets; None for TFDS's own.
-      splits: the names of those that are to be "train" and "test".
-      stored_size: height and width to bring images to; None for those that they have.
+      name: name of the data set.
+      data_dir: folder with the prepared data sets; None for TFDS's own.
+      splits: for "train" and "test", the name of the split to use.
+      stored_size: height and width to which images are fitted; None keeps their size.
 
     Raises:
-      ValueError: there is no such set, it is not prepared as array_record, or it does not hold images with a label;
-        says how to prepare it.
+      ValueError: the data set does not exist, is not prepared as array_record, or has no images with labels. The
+        message says what to do.
     """
     tfds, folder = compat.import_tfds(), compat.data_folder(data_dir)
     remedy = (
-        f"prepare it with launch/prepare {name} --dir={folder}, or of folders of images with python -m "
-        "jaxdp.data.prepare, or set config.data.dir to where it is"
+        f"prepare it with launch/prepare {name} --dir={folder}, convert folders of images with python -m "
+        "jaxdp.data.prepare, or set config.data.dir to the folder that contains it"
     )
     try:
         builder = compat.prepared_builder(name, folder)
         file_format = builder and builder.info.file_format
-    except Exception as error:  # TFDS raises many kinds, on names, versions and damaged metadata.
+    except Exception as error:  # TFDS raises many kinds of exceptions, for names, versions and damaged metadata.
         raise ValueError(f"the data set {name!r} in {folder} cannot be opened: {error}: {remedy}") from error
     if builder is None:
         raise ValueError(f"there is no data set {name!r} in {folder}: {remedy}")
@@ -60,27 +60,32 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
         if file_format is tfds.core.FileFormat.TFRECORD:
             remedy = f"convert it with launch/prepare {name} --dir=OTHER --from={folder}"
         stored = file_format.value if file_format else "none"
-        raise ValueError(f"jaxdp reads data sets in array_record format, {name!r} in {folder} is in {stored}: {remedy}")
+        raise ValueError(
+            f"jaxdp reads data sets in array_record format, but {name!r} in {folder} is in {stored}: {remedy}"
+        )
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not isinstance(features["label"], tfds.features.ClassLabel):
         raise ValueError(
-            f"jaxdp trains on data sets with the features 'image' and 'label', {name!r} has "
-            f"{', '.join(sorted(features))}: choose another one"
+            f"jaxdp needs data sets with the features 'image' and 'label' (a ClassLabel), but {name!r} has "
+            f"{', '.join(sorted(features))}: choose another data set"
         )
     for setting, split in splits.items():
         if split not in builder.info.splits:
             raise ValueError(
-                f"config.data.{setting}_split is {split!r}, {name!r} has the splits "
-                f"{', '.join(builder.info.splits)}: choose among them"
+                f"config.data.{setting}_split is {split!r}, but {name!r} has the splits "
+                f"{', '.join(builder.info.splits)}: choose one of them"
             )
     shape = features["image"].shape
     dtype = np.dtype(features["image"].np_dtype)
     if len(shape) != 3 or shape[2] is None or dtype != np.uint8:
-        raise ValueError(f"jaxdp needs uint8 images [H, W, C], those of {name!r} are {dtype} of {shape}")
+        raise ValueError(
+            f"jaxdp needs uint8 images of shape [H, W, C], but those of {name!r} are {dtype} of shape {shape}: choose "
+            "another data set"
+        )
     if None in shape and stored_size is None:
         raise ValueError(
-            f"the images of {name!r} have many sizes, {shape}: set config.data.stored_size to the height and "
-            "width with which to hold them in memory"
+            f"the images of {name!r} differ in size, {shape}: set config.data.stored_size to the height and width with "
+            "which to store them in memory"
         )
     stored = shape if stored_size is None else (stored_size, stored_size, shape[2])
 
@@ -115,18 +120,18 @@ def _write_digits(config: DataConfig) -> None:
     if _is_prepared(folder, "digits"):
         return
     try:
-        # TFDS tells of a download, which this is not.
+        # TFDS reports a download, although nothing is downloaded here.
         with contextlib.redirect_stdout(io.StringIO()):
             _digits(folder).download_and_prepare()
     except OSError as error:
-        if _is_prepared(folder, "digits"):  # Another job was quicker.
+        if _is_prepared(folder, "digits"):  # Another job has written it.
             return
         raise ValueError(
-            f"the data set 'digits' cannot be written to {folder}: {error}: set config.data.dir to a folder of yours"
+            f"cannot write the data set 'digits' to {folder}: {error}: set config.data.dir to a writable folder"
         ) from error
 
 
 def _is_prepared(folder: pathlib.Path, name: str) -> bool:
-    # TFDS writes into a folder of another name and renames it when it is complete.
+    # TFDS writes to a folder with ".incomplete" in its name, and renames it when it is complete.
     found = (folder / name.split(":")[0]).rglob("dataset_info.json")
     return any(".incomplete" not in path.parent.name for path in found)

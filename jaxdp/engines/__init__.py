@@ -1,7 +1,7 @@
-"""Where arrays live, and how a step becomes programs: one engine a job, chosen in the config.
+"""Engines decide where arrays live and how a step is compiled; a job uses one engine, chosen in the config.
 
-`native` and `mpi4jax` keep to the devices of their rank and send messages between ranks; `xla` spans all devices of all
-ranks and leaves what crosses between them to JAX.
+`native` and `mpi4jax` use the devices of their own rank and send messages between ranks. `xla` spans all devices of all
+ranks and leaves the communication to JAX.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ Engine = LocalEngine | DistributedEngine
 
 
 def make_engine(name: str, world: World) -> Engine:
-    """The engine of this name; it is made before any array, as `xla` settles which devices there are."""
+    """Creates the engine of this name. Call it before creating any array: `xla` determines which devices exist."""
     return DistributedEngine.create() if name == "xla" else LocalEngine.create(name, world.size)

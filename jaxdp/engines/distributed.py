@@ -1,4 +1,4 @@
-"""One mesh of all devices of all ranks, with JAX's own collectives between them: the engine `xla`."""
+"""The engine `xla`: one mesh of all devices of all ranks, with JAX's own collectives between them."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Psum:
     """JAX's own sum over all devices, inside shard_map: gloo between CPUs, NCCL between GPUs.
 
     Attributes:
-      chosen: None, as nothing is chosen.
-      description: for a person.
+      chosen: always None, because there is no choice of algorithms.
+      description: human-readable description.
     """
 
     description: str
@@ -43,13 +43,13 @@ class Psum:
 
 @dataclasses.dataclass(frozen=True)
 class DistributedEngine:
-    """A mesh of all devices of all ranks: the step is one program over it.
+    """A mesh of all devices of all ranks; the step is one program over the mesh.
 
-    State is replicated over the mesh, batches are split over it; evaluation is each rank's own affair.
+    State is replicated over the mesh, and batches are split over it. Each rank evaluates on its own devices.
 
     Attributes:
-      mesh: all devices, those of rank 0 first, one axis.
-      local: an engine of this rank's devices, for evaluation.
+      mesh: one axis of all devices, those of rank 0 first.
+      local: engine of this rank's devices, for evaluation.
     """
 
     mesh: jax.sharding.Mesh
@@ -57,7 +57,7 @@ class DistributedEngine:
 
     @classmethod
     def create(cls) -> DistributedEngine:
-        """The engine over all devices, once JAX has connected the ranks; nothing may have used a device before."""
+        """Connects the ranks through JAX, which must not have used a device yet, and spans all devices."""
         compat.initialize_distributed()
         devices = jax.devices()
         mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -65,31 +65,31 @@ class DistributedEngine:
 
     @property
     def num_devices(self) -> int:
-        """Of this rank."""
+        """Number of devices of this rank."""
         return self.local.num_devices
 
     @property
     def description(self) -> str:
-        """For a person."""
+        """Human-readable description."""
         kind = self.mesh.devices.flat[0].device_kind
-        return f"{self.num_devices} x {kind} a rank, one mesh of {self.mesh.size}, step fused"
+        return f"{self.num_devices} x {kind} per rank, one mesh of {self.mesh.size}, step fused"
 
     def make_allreduce(
         self, config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
     ) -> Psum:
-        """What sums the buckets; the config has no say in it."""
+        """The bucket allreduce: always XLA's, whatever the config says."""
         del config, world, chosen
         count = len(layout.members)
         platform = self.mesh.devices.flat[0].platform
         return Psum(f"psum; {count} bucket{'s' * (count > 1)}, by XLA ({'gloo' if platform == 'cpu' else platform})")
 
     def make_batch_sums(self, world: World) -> Callable[[], BatchSum]:
-        """What sums arrays over all devices of all ranks in a forward pass, see `Task`."""
+        """Makes the sums over all devices of all ranks that a forward pass needs, see `Task.batch_sums`."""
         del world
         return lambda: lambda array: jax.lax.psum(array, AXIS)
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """Copies of these arrays, the same on all ranks, on every device of every rank."""
+        """Copies arrays, which must be the same on all ranks, to every device of every rank."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
 
         def spread(leaf: Any) -> jax.Array:
@@ -99,18 +99,18 @@ class DistributedEngine:
         return jax.tree.map(spread, tree)
 
     def place(self, batch: Batch) -> Batch:
-        """Each device's rows of the global batch, of which every rank has its own."""
+        """Assembles the global batch from the rows of each rank, split over all devices."""
         split = NamedSharding(self.mesh, PartitionSpec(AXIS))
         return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split, rows), batch)
 
     def host_copy(self, state: TrainState) -> TrainState:
-        """The state for one rank to save: Orbax would ask all ranks to save arrays of a global mesh."""
+        """The state on the host, to be saved by one rank: Orbax requires all ranks to save arrays of a global mesh."""
         return jax.tree.map(np.array, state)
 
     def train_step(
         self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: BucketSum
     ) -> TrainStep:
-        """The step, as `LocalEngine.train_step`."""
+        """Builds the training step, see `LocalEngine.train_step`."""
 
         def on_device(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
             params, stats = as_varying((params, stats))
@@ -126,7 +126,7 @@ class DistributedEngine:
         return jax.jit(step, donate_argnums=0)
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
-        """Sums of loss and hits over this rank's batch, as `LocalEngine.evaluate_step`."""
+        """Builds the evaluation step of this rank's batches, see `LocalEngine.evaluate_step`."""
         step = self.local.evaluate_step(task)
 
         def evaluate(params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:

@@ -1,4 +1,4 @@
-"""A mesh of this rank's own devices, with messages between ranks: the engines `native` and `mpi4jax`."""
+"""The engines `native` and `mpi4jax`: a mesh of this rank's own devices, with messages between ranks."""
 
 from __future__ import annotations
 
@@ -29,22 +29,26 @@ _REPLICATED = PartitionSpec()
 
 
 def as_varying(tree: PyTree) -> PyTree:
-    """Inside shard_map: the same values, whose gradients stay each device's own, to be summed once with the rest."""
+    """Inside shard_map: marks values as device-varying, so that their gradients are not summed over devices yet.
+
+    The gradients are summed once, together with all other values of the step.
+    """
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalEngine:
-    """A mesh of this rank's own devices; between ranks, messages inside jit on CPU devices.
+    """A mesh of this rank's own devices; ranks exchange messages inside jit on CPU devices.
 
-    State is replicated over the mesh, batches are split over it.
+    State is replicated over the mesh, and batches are split over it.
 
     Attributes:
       name: "native" or "mpi4jax".
-      mesh: the local devices, one axis.
-      host: the device on which buckets cross between ranks when the step is not fused.
+      mesh: one axis of the local devices.
+      host: CPU device whose programs exchange buckets between ranks if the step is not fused.
       fused: whether the whole step is one program. The native engine works in programs on any number of CPU devices,
-        mpi4jax only in those on one. Otherwise the step is three programs, and buckets pass by the host, see `Staging`.
+        mpi4jax only in programs on one CPU device. Otherwise the step is three programs, and buckets are staged through
+        the host, see `Staging`.
     """
 
     name: str
@@ -54,7 +58,7 @@ class LocalEngine:
 
     @classmethod
     def create(cls, name: str, num_ranks: int, devices: Sequence[jax.Device] | None = None) -> LocalEngine:
-        """The engine of one of so many ranks, over these devices of one platform; without them over all local ones."""
+        """The engine of one of `num_ranks` ranks, over devices of one platform; None uses all local devices."""
         devices = jax.local_devices() if devices is None else devices
         mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
         on_cpu = devices[0].platform == "cpu"
@@ -72,52 +76,53 @@ class LocalEngine:
     @property
     def description(self) -> str:
         device = self.mesh.devices.flat[0]
-        return f"{self.num_devices} x {device.device_kind} a rank, step {'fused' if self.fused else 'staged'}"
+        return f"{self.num_devices} x {device.device_kind} per rank, step {'fused' if self.fused else 'staged'}"
 
     def make_allreduce(
         self, config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
     ) -> BlockingAllreduce | NativeAllreduce:
-        """What sums the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
+        """Makes the allreduce of the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
         return make_allreduce(config, world, layout, chosen, axis=AXIS, parts=self.num_devices)
 
     def make_batch_sums(self, world: World) -> Callable[[], BatchSum] | None:
-        """What sums arrays over all devices of all ranks in a forward pass, see `Task`; None if there is one device.
+        """Makes the sums over all devices of all ranks that a forward pass needs, see `Task.batch_sums`.
 
-        Messages inside a forward pass take a step that is one program; one of three ends the job with a message.
+        Returns None if the job has a single device. Messages inside a forward pass need a fused step; without one, the
+        job ends with a message.
         """
         with world.together():
             if not self.fused:
                 raise ValueError(
-                    f"the engine {self.name!r} has buckets of gradients cross between {self.num_devices} x "
-                    f"{self.mesh.devices.flat[0].device_kind} a rank through the host, behind the backward pass: "
-                    "config.batch_statistics 'world' needs config.allreduce.engine 'xla' here"
+                    f"config.batch_statistics 'world' does not work with the engine {self.name!r} on "
+                    f"{self.num_devices} x {self.mesh.devices.flat[0].device_kind} per rank, where it sums gradients "
+                    "through the host after the backward pass: set config.allreduce.engine to 'xla'"
                 )
         if world.size * self.num_devices == 1:
             return None
         return make_batch_sums(self.name, world, axis=AXIS, num_devices=self.num_devices)
 
     def replicate(self, tree: PyTree) -> PyTree:
-        """Copies of these arrays on every local device."""
+        """Copies arrays to every local device."""
         return jax.device_put(tree, NamedSharding(self.mesh, _REPLICATED))
 
     def place(self, batch: Batch) -> Batch:
-        """Each local device's rows of a host batch, on that device."""
+        """Puts each local device's rows of a host batch onto that device."""
         return jax.device_put(batch, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
     def host_copy(self, state: TrainState) -> TrainState:
-        """The state for one rank to save: itself, as Orbax copies it."""
+        """The state to be saved by one rank: unchanged, because Orbax copies it."""
         return state
 
     def train_step(
         self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: BucketSum
     ) -> TrainStep:
-        """The step; the state that goes in is given up.
+        """Builds the training step, which donates the state that it is given.
 
         Args:
-          task: the constants of forward and backward.
+          task: the constants of the training step.
           optimizer: an optax chain.
-          layout: the buckets of what `forward_backward` returns.
-          allreduce: sums them over the ranks.
+          layout: buckets of the values that `forward_backward` returns.
+          allreduce: sums the buckets over the ranks.
         """
 
         def local(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
@@ -127,7 +132,7 @@ class LocalEngine:
             return apply_gradients(task, optimizer, state, layout.unpack(buckets))
 
         if isinstance(allreduce, NativeAllreduce) and allreduce.is_nothing:
-            # Nobody to sum with: no bucket is packed.
+            # A single device has nothing to sum, so no buckets are packed.
             return jax.jit(
                 lambda state, batch: apply_gradients(
                     task, optimizer, state, forward_backward(task, state.params, state.stats, batch)
@@ -135,8 +140,8 @@ class LocalEngine:
                 donate_argnums=0,
             )
         if self.fused and isinstance(allreduce, NativeAllreduce):
-            # With one device there is no sum over devices: XLA would make one of those of all buckets, and none could
-            # cross before the last is there.
+            # With one device the sum over devices is left out: XLA would combine the sums of all buckets, and no bucket
+            # could be sent before the last one is ready.
             everywhere = (
                 (lambda *args: allreduce(local(*args)))
                 if self.num_devices == 1
@@ -167,7 +172,7 @@ class LocalEngine:
         return staged
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
-        """Sums of loss and hits over this rank's batch, a host batch, see `step.evaluate_batch`."""
+        """Builds the function that sums loss and hits over this rank's host batch, see `step.evaluate_batch`."""
         step = jax.jit(
             self._over_devices(lambda *args: evaluate_batch(task, *args), lambda sums: jax.lax.psum(sums, AXIS))
         )
@@ -179,7 +184,7 @@ class LocalEngine:
         summed: Callable[[PyTree], PyTree],
         out: PartitionSpec = _REPLICATED,
     ) -> Callable[..., PyTree]:
-        """Runs a function of (params, stats, batch) on every local device, and sums what comes out."""
+        """Runs a function of (params, stats, batch) on every local device and sums its results with `summed`."""
 
         def on_device(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
             params, stats = as_varying((params, stats))

@@ -1,4 +1,4 @@
-"""Buckets on their way by the host, where no program of the devices can send messages."""
+"""Stages buckets through the host, for devices whose programs cannot send messages."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxdp.collectives import run_native
 from jaxdp.collectives.allreduce import BucketSum, NativeAllreduce, gathered, scattered
 
-# Of each bucket the part of each local device, on the host's CPU device.
+# For each bucket, the part of each local device, on the host's CPU device.
 HostParts = list[list[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Staging:
-    """The way of buckets to the host, over the ranks and back.
+    """Moves buckets from the devices to the host, over the ranks, and back.
 
-    Every local device sums its part of each bucket over all of them, writes it to pinned host memory by its own link,
-    takes back what has crossed, and gathers the others' parts by the links between the devices. No byte is copied from
-    one place in host memory to another before it crosses; on its way back to a GPU XLA has it pass pinned memory.
+    Every local device sums its part of each bucket over all local devices, writes the part to pinned host memory over
+    its own link, takes the sum over the ranks back, and gathers the parts of the other devices over the links between
+    devices. No byte is copied within host memory before it is sent. On the way back to a GPU, XLA copies it through
+    pinned memory.
 
     Attributes:
-      mesh: the local devices, of one axis.
-      host: the CPU device whose programs send messages.
+      mesh: one axis of the local devices.
+      host: CPU device whose programs send messages.
     """
 
     mesh: jax.sharding.Mesh
@@ -35,7 +36,7 @@ class Staging:
 
     @property
     def pinned(self) -> NamedSharding:
-        """Where a program on the devices leaves parts."""
+        """Sharding of the parts that a program on the devices leaves in pinned host memory."""
         return NamedSharding(self.mesh, PartitionSpec(self._axis), memory_kind="pinned_host")
 
     def scatter(self, buckets: Sequence[jax.Array]) -> list[jax.Array]:
@@ -43,7 +44,7 @@ class Staging:
         return scattered(buckets, self._axis, self.mesh.size)
 
     def gather(self, parts: Sequence[jax.Array], sizes: Sequence[int]) -> list[jax.Array]:
-        """Inside jit: the buckets of which every device has a part, whole on each; elements of each are given."""
+        """Inside jit: gathers each device's parts into whole buckets, of `sizes` elements, on every device."""
         return jax.shard_map(
             lambda mine: gathered(mine, sizes, self._axis),
             mesh=self.mesh,
@@ -52,12 +53,12 @@ class Staging:
         )(list(parts))
 
     def take(self, parts: Sequence[jax.Array]) -> HostParts:
-        """What a program has left in pinned memory, for programs of the host; waits for it."""
+        """Waits for the parts in pinned memory and hands them to programs on the host."""
         views = [[np.asarray(shard.data) for shard in bucket.addressable_shards] for bucket in parts]
         return jax.device_put(views, self.host)
 
     def give(self, parts: Sequence[Sequence[jax.Array | np.ndarray]]) -> list[jax.Array]:
-        """The parts on the devices, each as soon as it is there."""
+        """Puts the parts onto the devices, each as soon as it is ready."""
         placed = NamedSharding(self.mesh, PartitionSpec(self._axis))
         return [
             jax.make_array_from_single_device_arrays(
@@ -69,10 +70,10 @@ class Staging:
         ]
 
     def crossing(self, allreduce: BucketSum) -> Callable[[HostParts], HostParts]:
-        """What sums the buckets over the ranks."""
+        """Returns the function that sums the buckets over the ranks."""
         if isinstance(allreduce, NativeAllreduce):
-            assert allreduce.plans is not None, "there are ranks to cross to"
-            # A program a part: each crosses, and goes back to its device, as soon as it is there.
+            assert allreduce.plans is not None, "a job of one rank needs no staging"
+            # One program per part, so that each part is sent, and returned to its device, as soon as it is ready.
             programs = [
                 [
                     jax.jit(functools.partial(run_native.allreduce, plan=plan, device=device))

@@ -1,1 +1,1 @@
-"""A trial by fire: real jobs, real faults, and a count of what was lost."""
+"""Fault injection on real jobs, with a count of the training progress that is lost."""

@@ -1,9 +1,9 @@
-"""Has faults befall real jobs of this machine, and looks whether anything is lost.
+"""Injects faults into real local jobs and checks that no training progress is lost.
 
   python -m jaxdp.faults --trials=12 --json=faults.jsonl
 
-Every trial trains the default config on 2 to 4 ranks under mpirun, breaks something at a random moment, sees that the
-job does what it must, starts it again, and compares what is saved at the end with a run to which nothing happened.
+Each trial trains the default config on 2 to 4 ranks under mpirun and injects a fault at a random time. It checks that
+the job reacts as it must, restarts the job, and compares the final checkpoint with that of a run without a fault.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jaxdp.world import INTERNAL_ERROR, USER_ERROR
 
 
 def main(words: Sequence[str]) -> int:
-    """Carries out the trials; the code to exit with."""
+    """Runs the trials and returns the exit code."""
     parser = parse.Parser("jaxdp.faults", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--trials", type=int, default=len(FAULTS), help="how many; 0 only prints the table of the file")
-    parser.add_argument("--json", type=pathlib.Path, help="a file to which a line a trial is added")
-    parser.add_argument("--faults", type=parse.names, help=f"by turns; default all of {', '.join(FAULTS)}")
-    parser.add_argument("--seed", type=int, default=0, help="of what is left to chance; default %(default)s")
+    parser.add_argument("--trials", type=int, default=len(FAULTS), help="number of trials; 0 only prints the table")
+    parser.add_argument("--json", type=pathlib.Path, help="append one line per trial to this file")
+    parser.add_argument("--faults", type=parse.names, help=f"injected in turn; default all of {', '.join(FAULTS)}")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices; default %(default)s")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/faults"), help="default %(default)s")
     try:
         arguments = parser.parse_args(words)
@@ -35,9 +35,9 @@ def main(words: Sequence[str]) -> int:
             parse.program("mpirun")
         for name in arguments.faults or ():
             if name not in FAULTS:
-                raise ValueError(f"there is no fault {name!r}: known are {', '.join(FAULTS)}")
+                raise ValueError(f"unknown fault {name!r}: choose from {', '.join(FAULTS)}")
             if reason := FAULTS[name].impossible():
-                raise ValueError(f"the fault {name!r} cannot be tried here: {reason}")
+                raise ValueError(f"the fault {name!r} cannot be injected on this machine: {reason}")
         rows = read_rows(arguments.json) if arguments.json else []
     except ValueError as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)
@@ -52,18 +52,18 @@ def main(words: Sequence[str]) -> int:
         if arguments.json:
             append_row(arguments.json, row)
         seconds = "" if row.detected_s is None else f", {row.detected_s:.1f} s"
-        outcome = "recovered, same bits" if row.is_good else f"LOST: {row.why_not or 'other bits'}"
+        outcome = "recovered, bit-identical" if row.is_good else f"FAILED: {row.why_not or 'not bit-identical'}"
         print(f"trial {number}: {row.fault} on {row.ranks} ranks, {row.moment}{seconds}: {outcome}", flush=True)
     print(table(rows), flush=True)
     return 0 if is_good else INTERNAL_ERROR
 
 
 def _possible() -> list[str]:
-    """The faults that can be tried on this machine; the others are named."""
+    """Returns the faults that can be injected on this machine, and prints why any fault is skipped."""
     reasons = {name: fault.impossible() for name, fault in FAULTS.items()}
     for name, reason in reasons.items():
         if reason is not None:
-            print(f"left out: {name}: {reason}", flush=True)
+            print(f"skipped {name}: {reason}", flush=True)
     return [name for name, reason in reasons.items() if reason is None]
 
 

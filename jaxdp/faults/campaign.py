@@ -1,4 +1,4 @@
-"""Trials, one after the other, what came of each, and the table of them all."""
+"""Runs fault-injection trials one after another and tabulates their results."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _RANKS = (2, 3, 4)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A trial, as a line of the file.
+    """The result of one trial, stored as one line of the file.
 
     Attributes:
-      trial: its number, which decides all that is left to chance.
-      fault: its kind, a name in `FAULTS`.
-      ranks: of its jobs.
-      moment: what the job was at.
-      detected_s: see `Struck`.
-      lost_steps: done before the fault and done again; None if the job went on without another.
-      recovered: the job did what it must, and the one that was started after it went on to the end of the run.
-      bit_identical: what was saved at the end has the bits of the run to which nothing happened, on as many ranks.
-      why_not: if one of them is not so.
+      trial: number of the trial; together with the seed of the campaign it determines all random choices.
+      fault: kind of the fault, a name in `FAULTS`.
+      ranks: number of ranks of each job.
+      moment: what the job was doing when the fault was injected.
+      detected_s: seconds from the fault until the job exited or reported it; None if neither was expected.
+      lost_steps: number of steps done before the fault and repeated after it; None if no second job was needed.
+      recovered: whether the job reacted as it must and the run was then finished.
+      bit_identical: whether the final checkpoint equals that of a run without a fault on the same number of ranks,
+        including the hash of all bits of the state.
+      why_not: why the run did not recover; None if it did.
     """
 
     trial: int
@@ -51,11 +52,11 @@ class Row:
 
 
 class Campaign:
-    """Trials in a folder, with data and compiled programs of their own.
+    """A series of trials in one folder, with its own data set and compilation cache.
 
     Args:
-      folder: for all of it.
-      seed: of what is left to chance.
+      folder: folder for the trials, the data and the cache.
+      seed: seed of all random choices.
     """
 
     def __init__(self, folder: pathlib.Path, seed: int):
@@ -64,15 +65,19 @@ class Campaign:
             "TFDS_DATA_DIR": str(self._folder / "data"),
             "JAXDP_CACHE_DIR": str(self._folder / "cache"),
         }
-        # By the number of ranks, and whether they are on hosts of their own: these have more threads a rank, with which
-        # XLA rounds sums in another way.
+        # Keyed by the number of ranks and whether they run on netcluster hosts: a rank has more threads there, and with
+        # a different number of threads XLA rounds sums differently.
         self._usual: dict[tuple[int, bool], Usual] = {}
 
     def carry_out(self, number: int, fault: str) -> Row:
-        """The trial of this number.
+        """Runs one trial.
+
+        Args:
+          number: number of the trial.
+          fault: kind of the fault, a name in `FAULTS`.
 
         Raises:
-          RuntimeError: a run fails, or differs from another one, to which nothing has happened.
+          RuntimeError: a run without a fault fails, or two such runs differ.
         """
         chance = random.Random(f"{self._seed} {number}")
         ranks = chance.choice(_RANKS)
@@ -88,9 +93,9 @@ class Campaign:
                 lost = max(0, job.last_step - max(saves, default=0))
                 then = trial.goes_on(job)
                 why_not = why_not or then
-                # A save is under way while the steps up to the next one are done.
+                # Saving is asynchronous: the newest checkpoint may still be incomplete when the next one is due.
                 if lost > 2 * SAVE_EVERY:
-                    why_not = why_not or f"{lost} steps were lost, with a save every {SAVE_EVERY}"
+                    why_not = why_not or f"{lost} steps lost, with a checkpoint every {SAVE_EVERY} steps"
             is_identical = STEPS in trial.saves() and trial.saved() == usual.saved
             row = Row(
                 number, fault, ranks, struck.moment, struck.detected_s, lost, why_not is None, is_identical, why_not
@@ -110,7 +115,7 @@ class Campaign:
         on_hosts: bool,
     ) -> Trial:
         folder = self._folder / name
-        shutil.rmtree(folder, ignore_errors=True)  # of a campaign before
+        shutil.rmtree(folder, ignore_errors=True)  # left by an earlier campaign
         trial = Trial(folder, ranks, chance, usual, self._environment, afterwards)
         if not on_hosts:
             return trial
@@ -119,10 +124,10 @@ class Campaign:
 
     def _usual_on(self, ranks: int, *, on_hosts: bool) -> Usual:
         if (ranks, on_hosts) not in self._usual:
-            # The first one compiles, and so takes longer.
+            # The first run compiles and so takes longer. The times of the second are used.
             first, second = (self._without_fault(ranks, attempt, on_hosts=on_hosts) for attempt in range(2))
             if first.saved != second.saved:
-                raise RuntimeError(f"without a fault two runs on {ranks} ranks differ, see {self._folder}")
+                raise RuntimeError(f"two runs without a fault on {ranks} ranks differ: see {self._folder}")
             self._usual[ranks, on_hosts] = second
         return self._usual[ranks, on_hosts]
 
@@ -137,40 +142,40 @@ class Campaign:
             job.wait_until(lambda: job.last_step > 0)
             trains_s = time.monotonic() - begin
             if why_not := trial.goes_on(job):
-                raise RuntimeError(f"without a fault {why_not}, see {trial.folder}")
+                raise RuntimeError(f"without a fault {why_not}: see {trial.folder}")
             return Usual(trial.saved(), trains_s, time.monotonic() - begin)
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-    """The rows of the trials before; none if there is no file.
+    """Reads the rows of earlier trials; returns an empty list if the file does not exist.
 
     Raises:
-      ValueError: it holds something else.
+      ValueError: the file cannot be read or contains anything other than rows.
     """
     if not path.exists():
         return []
     try:
         return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as rows of trials, one JSON object a line: {error}") from None
+        raise ValueError(f"cannot read {path} as rows of trials, one JSON object per line: {error}") from None
 
 
 def append_row(path: pathlib.Path, row: Row) -> None:
-    """Adds a line."""
+    """Appends a row to the file as one line of JSON."""
     with path.open("a") as file:
         file.write(json.dumps(dataclasses.asdict(row)) + "\n")
 
 
 def table(rows: Sequence[Row]) -> str:
-    """In Markdown: a line a kind of fault."""
+    """Returns a Markdown table with one line per kind of fault."""
     columns = (
         "fault",
-        "the job",
+        "expected",
         "trials",
-        "seconds until it was over or had told of it: median, most",
-        "steps done again, at most",
+        "seconds until exit or report: median, max",
+        "steps repeated, max",
         "recovered",
-        "same bits",
+        "bit-identical",
     )
     lines = [" | ".join(("", *columns, "")).strip(), "|" + "---|" * len(columns)]
     for name, fault in FAULTS.items():

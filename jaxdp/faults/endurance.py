@@ -1,12 +1,12 @@
-"""Has a job go on for long, more ranks than cores, and looks whether it grows.
+"""Runs a long job with more ranks than cores and checks it for leaks.
 
   python -m jaxdp.faults.endurance --ranks=8 --steps=10000
 
-Prints resident memory, open files and threads of every rank, once it has warmed up and at the end. Ends with code 1 if
-memory has grown by more than 2 %, or anything else at all.
+Prints the resident memory, open files and threads of every rank after warm-up and at the end. Exits with code 1 if the
+memory of a rank has grown by more than 2 %, or its number of files or threads has grown at all.
 
-TensorStore's workers are counted apart and not compared: they come with a save and go after 20 s without work (its
-internal/thread/pool_impl.cc), so that how many there are says how long ago a save was.
+TensorStore's worker threads are counted separately and not compared. They start with a save and exit after 20 s without
+work (TensorStore's internal/thread/pool_impl.cc), so their number only reflects the time since the last save.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ from jaxdp.faults.job import Job
 from jaxdp.world import INTERNAL_ERROR, USER_ERROR
 
 _EVERY_S = 1.0
-# Parts of the steps: what is measured in each is compared.
+# Fractions of the steps: the samples taken in these two intervals are compared.
 _WARM, _LAST = (0.1, 0.2), (0.9, 1.0)
 _MOST_GROWTH = 0.02
 _WORKER = "ts_pool_worker"
 
 
 class Use(NamedTuple):
-    """What a process takes.
+    """Resource use of a process.
 
     Attributes:
-      mib: of resident memory.
-      files, threads: how many, without TensorStore's workers.
-      workers: these.
+      mib: resident memory in MiB.
+      files: number of open files.
+      threads: number of threads, without TensorStore's workers.
+      workers: number of TensorStore's worker threads.
     """
 
     mib: float
@@ -49,7 +50,7 @@ class Use(NamedTuple):
 
     @classmethod
     def of(cls, pid: int) -> Use:
-        """Of a process that lives."""
+        """Measures a running process."""
         folder = pathlib.Path("/proc", str(pid))
         pages = int((folder / "statm").read_text().split()[1])
         mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -59,13 +60,13 @@ class Use(NamedTuple):
 
     @classmethod
     def middle(cls, uses: Sequence[Use]) -> Use:
-        """The median of each."""
+        """Returns the median of each quantity."""
         return cls(*(statistics.median(column) for column in zip(*uses, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """Of a rank: what it took once it had warmed up, and at the end."""
+    """Resource use of a rank after warm-up and at the end."""
 
     rank: int
     warm: Use
@@ -85,7 +86,7 @@ class Growth:
 
 
 def watch(job: Job, steps: int) -> list[tuple[int, dict[int, Use]]]:
-    """What all ranks take, about every second until the job is over: the step, and what each takes."""
+    """Samples the step and the resource use of every rank about once a second until the job ends."""
     samples = []
     while job.lives_on(_EVERY_S):
         with contextlib.suppress(OSError):
@@ -96,7 +97,7 @@ def watch(job: Job, steps: int) -> list[tuple[int, dict[int, Use]]]:
 
 
 def growth(samples: Sequence[tuple[int, dict[int, Use]]], steps: int, ranks: int) -> list[Growth]:
-    """Of each rank, see `_WARM` and `_LAST`."""
+    """Returns the growth of each rank, from medians over the intervals `_WARM` and `_LAST` of the steps."""
 
     def between(part: tuple[float, float], rank: int) -> Use:
         return Use.middle([uses[rank] for step, uses in samples if part[0] <= step / steps <= part[1]])
@@ -105,12 +106,12 @@ def growth(samples: Sequence[tuple[int, dict[int, Use]]], steps: int, ranks: int
 
 
 def main(words: Sequence[str]) -> int:
-    """The command; the code to exit with."""
+    """Runs the job, prints the table and returns the exit code."""
     parser = parse.Parser("jaxdp.faults.endurance", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--ranks", type=parse.number, default=8, help="default %(default)s")
     parser.add_argument("--steps", type=parse.number, default=10_000, help="default %(default)s")
-    parser.add_argument("--json", type=pathlib.Path, help="a file for the table, and for what it is made of")
+    parser.add_argument("--json", type=pathlib.Path, help="write the table and all samples to this file")
     parser.add_argument(
         "--workdir", type=pathlib.Path, default=pathlib.Path("runs/endurance"), help="default %(default)s"
     )
@@ -119,7 +120,7 @@ def main(words: Sequence[str]) -> int:
         parse.check_writable(arguments.json)
         parse.program("mpirun")
         if arguments.workdir.exists():
-            raise ValueError(f"the workdir {arguments.workdir} is there already: choose another --workdir")
+            raise ValueError(f"the workdir {arguments.workdir} already exists: choose another --workdir")
     except ValueError as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -132,7 +133,7 @@ def main(words: Sequence[str]) -> int:
     with contextlib.closing(job):
         samples = watch(job, steps)
         if job.wait(60.0) != 0:
-            print(f"jaxdp: error: the job did not end well: {job.error}, see {workdir / 'log'}", file=sys.stderr)
+            print(f"jaxdp: error: the job failed: {job.error}: see {workdir / 'log'}", file=sys.stderr)
             return INTERNAL_ERROR
     rows = growth(samples, steps, ranks)
     print(f"{ranks} ranks on {len(os.sched_getaffinity(0))} cores, {steps} steps in {time.monotonic() - begin:.0f} s")

@@ -1,4 +1,4 @@
-"""A training job as a user starts it, watched from outside."""
+"""A training job, started as a user would start it and observed from outside."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _STUCK_S = 300.0
 
 
 class Job:
-    """Has been started.
+    """A training job, started on construction.
 
     Args:
-      command: all of its words but for the workdir.
-      ranks: how many it will have.
-      workdir: of the run.
-      log: a file to which both of its streams are appended.
-      environment: of its processes.
+      command: command line without --workdir.
+      ranks: number of ranks of the job.
+      workdir: workdir of the run.
+      log: file to which stdout and stderr are appended.
+      environment: environment variables of the job.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Job:
         self.workdir, self._ranks, self._log = workdir, ranks, log
         self._begin = log.stat().st_size if log.exists() else 0
         with log.open("ab") as file:
-            # In a session of its own: an interrupt is for whoever watches, and ends the job.
+            # In a separate session, so that Ctrl-C reaches only the observer, which then ends the job.
             self._process = subprocess.Popen(
                 [*command, f"--workdir={workdir}"],
                 env=environment,
@@ -52,67 +52,71 @@ class Job:
 
     @property
     def launcher(self) -> int:
-        """Its process."""
+        """Process id of the launcher."""
         return self._process.pid
 
     @property
     def said(self) -> str:
-        """What it has written so far."""
+        """Output of the job so far."""
         with self._log.open("rb") as file:
             file.seek(self._begin)
             return file.read().decode(errors="replace")
 
     @property
     def error(self) -> str:
-        """Its message, the first line of it."""
+        """First line of the output that contains an error message."""
         return next((line for line in self.said.splitlines() if "error: " in line), "no message")
 
     @property
     def last_step(self) -> int:
-        """The last one of which its metrics tell, or those of the jobs before it."""
-        # A line may be half-written.
+        """Last step in the metrics of the run, including earlier jobs; 0 if none."""
+        # The last line may be incomplete.
         with contextlib.suppress(ValueError):
             return max((line["step"] for line in read_metrics(self.workdir)), default=0)
         return 0
 
     @property
     def half_saves(self) -> set[str]:
-        """Those that are not whole."""
+        """Names of the checkpoints that are incomplete."""
         return {path.name for path in (self.workdir / CHECKPOINTS).glob("*.orbax-checkpoint-tmp*")}
 
     @property
     def where(self) -> str:
-        """What it is at, as far as can be seen from outside."""
+        """What the job is doing, as far as its files show."""
         step = self.last_step
         return (f"step {step}" if step else "loading") + (", saving" if self.half_saves else "")
 
     def processes(self) -> dict[int, int]:
-        """Of its ranks that live, see `processes`."""
+        """Returns the process id of each running rank."""
         return processes(self.workdir)
 
     def is_complete(self) -> bool:
-        """Whether all its ranks are there."""
+        """Returns whether all ranks are running."""
         return len(self.processes()) == self._ranks
 
     def wait_until(self, is_so: Callable[[], bool]) -> bool:
-        """Whether it came to that before the job was over."""
+        """Waits for a condition; returns False if the job exits first."""
         deadline = time.monotonic() + _STUCK_S
         while not is_so():
             if self._process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, f"a job to which nothing has happened hangs, see {self._log}"
+            assert time.monotonic() < deadline, f"the job hangs although no fault was injected: see {self._log}"
             time.sleep(_POLL_S)
         return True
 
     def lives_on(self, seconds: float) -> bool:
-        """Whether it is not over after so many seconds."""
+        """Waits this many seconds; returns False if the job exits first."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
             return False
         return True
 
     def wait(self, seconds: float) -> int | None:
-        """Its code once its launcher and all its ranks are gone; None if they are not within so many seconds."""
+        """Waits until the launcher and all ranks have exited.
+
+        Returns:
+          The exit code of the launcher, or None on timeout.
+        """
         deadline = time.monotonic() + seconds
         while self._process.poll() is None or self.processes():
             if time.monotonic() > deadline:
@@ -121,7 +125,7 @@ class Job:
         return self._process.returncode
 
     def close(self) -> None:
-        """Leaves nothing of it behind."""
+        """Kills the launcher and all ranks that are still running."""
         self._process.kill()
         for pid in self.processes().values():
             with contextlib.suppress(ProcessLookupError):
@@ -130,7 +134,7 @@ class Job:
 
 
 def processes(workdir: pathlib.Path) -> dict[int, int]:
-    """The process of each rank of a training job that runs on this machine."""
+    """Returns the process id of each rank of the job that runs in this workdir on this machine."""
     found = {}
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -141,7 +145,7 @@ def processes(workdir: pathlib.Path) -> dict[int, int]:
             continue
         environment = dict(line.split(b"=", 1) for line in lines if b"=" in line)
         rank = environment.get(b"PMI_RANK", environment.get(b"OMPI_COMM_WORLD_RANK"))
-        # A launcher has no rank.
+        # A process without a rank is the launcher.
         if rank is not None:
             found[int(rank)] = int(folder.name)
     return found

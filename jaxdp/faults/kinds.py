@@ -1,4 +1,4 @@
-"""What can happen to a job, and what the job must do about it."""
+"""The faults that can be injected into a job, and how the job must react to each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from jaxdp.preemption import REQUEUE
 from jaxdp.workdir import CHECKPOINTS
 from jaxdp.world import INTERNAL_ERROR, USER_ERROR
 
-# In which a job must be over that has lost a rank, or was told to be.
+# Time within which a job must exit after it has lost a rank or was asked to stop.
 _SOON_S = 10.0
-# A rank that is silent is missed after the watchdog's time; rank 0 by the others, one after the other.
+# A silent rank is detected after the watchdog's timeout. If rank 0 is silent, the other ranks detect it one by one.
 _MISSED_S = WATCHDOG_S + 12.0
 _PAUSE_S = 2.0
 _DISK_BYTES = 12 * 2**20
@@ -31,11 +31,11 @@ class Fault(NamedTuple):
     """A kind of fault.
 
     Attributes:
-      what: happens, for a person.
-      must: what the job has to do about it.
-      befall: has it happen to a run, and puts right what it has broken.
-      impossible: why it cannot be tried on this machine; None if it can.
-      on_hosts: whether the ranks are to be on two hosts of `launch/netcluster`.
+      what: description of the fault, for the table.
+      must: description of the required reaction of the job, for the table.
+      befall: injects the fault into a run, checks the reaction and repairs the damage.
+      impossible: returns why the fault cannot be injected on this machine, or None if it can.
+      on_hosts: whether the ranks must run on two hosts of `launch/netcluster`.
     """
 
     what: str
@@ -90,13 +90,13 @@ def _damaged(damage: Callable[[pathlib.Path, Trial], None]) -> Callable[[Trial],
         if why_not := trial.goes_on(trial.start(f"--stop_at_step={step}")):
             return Struck("", None, why_not)
         files = [path for path in (trial.workdir / CHECKPOINTS / str(step)).rglob("*") if path.is_file()]
-        # By size: most of what a disk loses is in the large ones.
+        # Weighted by size, because damage on a disk is more likely to hit a large file.
         (victim,) = trial.chance.choices(files, [path.stat().st_size for path in files])
         damage(victim, trial)
         begin, job = time.monotonic(), trial.start()
         told = job.wait_until(lambda: "kept aside" in job.said or job.last_step > step)
         seconds = time.monotonic() - begin if "kept aside" in job.said else None
-        # Not every bit of a file means something; those that do not are no damage.
+        # Some bits of a file have no meaning. Flipping one of them does no damage, so nothing is reported.
         return Struck(f"step {step}, {victim.name}", seconds, trial.goes_on(job) if told else job.error)
 
     return befall
@@ -113,7 +113,7 @@ def _record_cut_off(trial: Trial) -> Struck:
     _cut_off(victim, trial)
     job = trial.start()
     struck = trial.ends(job, lambda: None, within=_SOON_S + trial.usual.ends_s, code=USER_ERROR)
-    why_not = struck.why_not or (None if str(victim.parent) in job.error else f"it said: {job.error}")
+    why_not = struck.why_not or (None if str(victim.parent) in job.error else f"unrelated error: {job.error}")
     return struck._replace(moment=f"{where}, {victim.name}", why_not=why_not)
 
 
@@ -134,7 +134,7 @@ def _disk_full(trial: Trial) -> Struck:
     job = trial.at_a_step()
     struck = trial.ends(job, fill, within=2 * _SOON_S, code=INTERNAL_ERROR)
     ballast.unlink()
-    return struck._replace(why_not=struck.why_not or ("it was a traceback" if "Traceback" in job.said else None))
+    return struck._replace(why_not=struck.why_not or ("it printed a traceback" if "Traceback" in job.said else None))
 
 
 def _link_cut(trial: Trial) -> Struck:
@@ -144,26 +144,30 @@ def _link_cut(trial: Trial) -> Struck:
 
 
 def why_no_mount() -> str | None:
-    """Why no small disk can be made on this machine; None if one can."""
+    """Returns why a small disk cannot be mounted on this machine, or None if it can."""
     return None if os.geteuid() == 0 else "mounting a small disk needs root"
 
 
-_ENDS = f"is over in {_SOON_S:g} s"
+_ENDS = f"exits within {_SOON_S:g} s"
 FAULTS = {
-    "kill": Fault("SIGKILL of a rank at any moment", _ENDS, _killed(Trial.at_any_moment)),
+    "kill": Fault("SIGKILL of a rank at a random time", _ENDS, _killed(Trial.at_any_moment)),
     "kill-loading": Fault("SIGKILL of a rank before the first step", _ENDS, _killed(Trial.while_loading)),
     "kill-saving": Fault("SIGKILL of a rank during a save", _ENDS, _killed(Trial.while_saving)),
-    "kill-evaluating": Fault("SIGKILL of a rank at an evaluation", _ENDS, _killed(Trial.while_evaluating)),
-    "stop": Fault("SIGSTOP of a rank", f"is over in {_MISSED_S:g} s, the watchdog having {WATCHDOG_S:g}", _stopped),
-    "pause": Fault(f"SIGSTOP of a rank, SIGCONT {_PAUSE_S:g} s later", "goes on", _paused),
-    "preempt": Fault("SIGUSR1 to mpirun at any moment", f"{_ENDS}, and by code {REQUEUE} if it trains", _asked),
-    "save-flipped": Fault("a bit flipped in the newest save", "goes on from the save before", _damaged(_flip_a_bit)),
-    "save-cut-off": Fault("a file of the newest save cut off", "goes on from the save before", _damaged(_cut_off)),
-    "record-cut-off": Fault("a file of the data set cut off", f"is over by code {USER_ERROR}", _record_cut_off),
+    "kill-evaluating": Fault("SIGKILL of a rank during an evaluation", _ENDS, _killed(Trial.while_evaluating)),
+    "stop": Fault("SIGSTOP of a rank", f"exits within {_MISSED_S:g} s (watchdog: {WATCHDOG_S:g} s)", _stopped),
+    "pause": Fault(f"SIGSTOP of a rank, SIGCONT {_PAUSE_S:g} s later", "continues", _paused),
+    "preempt": Fault("SIGUSR1 to mpirun at a random time", f"{_ENDS}, with code {REQUEUE} if training", _asked),
+    "save-flipped": Fault(
+        "a bit flip in the newest checkpoint", "resumes from the previous checkpoint", _damaged(_flip_a_bit)
+    ),
+    "save-cut-off": Fault(
+        "a truncated file in the newest checkpoint", "resumes from the previous checkpoint", _damaged(_cut_off)
+    ),
+    "record-cut-off": Fault("a truncated file of the data set", f"exits with code {USER_ERROR}", _record_cut_off),
     "disk-full": Fault(
-        "a full disk", f"is over in {2 * _SOON_S:g} s by code {INTERNAL_ERROR}", _disk_full, why_no_mount
+        "a full disk", f"exits within {2 * _SOON_S:g} s with code {INTERNAL_ERROR}", _disk_full, why_no_mount
     ),
     "link-cut": Fault(
-        "the link of a host cut", f"is over in {_MISSED_S:g} s", _link_cut, netcluster.why_not, on_hosts=True
+        "the network link of a host cut", f"exits within {_MISSED_S:g} s", _link_cut, netcluster.why_not, on_hosts=True
     ),
 }

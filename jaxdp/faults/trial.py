@@ -1,4 +1,4 @@
-"""One run that a fault befalls: its jobs, and the moment at which it does."""
+"""One fault-injection trial: starts the jobs of a run and picks the moment of the fault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxdp.workdir import CHECKPOINTS
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 240, 8, 24
 WATCHDOG_S = 6.0
-# The default config, with many moments of every kind: saves and evaluations often, and a line of metrics a step.
+# The default config with frequent saves and evaluations, so that faults can hit them, and one metrics line per step.
 ARGUMENTS = (
     f"--config.steps={STEPS}",
     f"--config.checkpoint.every_steps={SAVE_EVERY}",
@@ -27,17 +27,17 @@ ARGUMENTS = (
     "--config.log_every_steps=1",
     f"--config.safety.watchdog_seconds={WATCHDOG_S}",
 )
-# No fault waits for one of the last steps: the job may be over before it comes.
+# No fault is timed for the last steps, because the job might end before the fault is injected.
 _LATEST = STEPS - 24
 
 
 class Usual(NamedTuple):
-    """What a job does to which nothing happens.
+    """Behaviour of a job without a fault.
 
     Attributes:
-      saved: what it saves beside the last state: among it the hash of all its bits.
-      trains_s: from when all its ranks are there to its first step.
-      ends_s: from then to its end.
+      saved: metadata of the final checkpoint, including the hash of all bits of the state.
+      trains_s: seconds from when all ranks are running until the first step.
+      ends_s: seconds from when all ranks are running until the job ends.
     """
 
     saved: dict[str, Any]
@@ -46,12 +46,12 @@ class Usual(NamedTuple):
 
 
 class Struck(NamedTuple):
-    """What came of a fault.
+    """How a job reacted to a fault.
 
     Attributes:
-      moment: what the job was at.
-      detected_s: from the fault until the job was over or had told of it; None if it was to go on without a word.
-      why_not: how the job did not do what it must; None if it did.
+      moment: what the job was doing when the fault was injected.
+      detected_s: seconds from the fault until the job exited or reported it; None if neither was expected.
+      why_not: how the reaction differed from the required one; None if it did not.
     """
 
     moment: str
@@ -61,17 +61,17 @@ class Struck(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Of a campaign.
+    """One trial of a campaign.
 
     Attributes:
-      folder: for this trial alone.
-      ranks: of its jobs.
-      chance: decides what is left to it.
-      usual: what a job does to which nothing happens.
-      environment: of its jobs, beside that of this process.
-      afterwards: what is to be done once the trial is over.
-      launcher: of its jobs: words before the number of ranks.
-      arguments: of its jobs, beside those that all have.
+      folder: folder of this trial only.
+      ranks: number of ranks of each job.
+      chance: random generator for all random choices.
+      usual: behaviour of a job without a fault.
+      environment: environment variables of the jobs, in addition to those of this process.
+      afterwards: callbacks to run at the end of the trial.
+      launcher: words of the command line before the number of ranks.
+      arguments: arguments of the jobs, in addition to `ARGUMENTS`.
     """
 
     folder: pathlib.Path
@@ -89,19 +89,19 @@ class Trial:
 
     @property
     def patience_s(self) -> float:
-        """For a job to go on to the end of the run."""
+        """Timeout in seconds for a job to finish the run."""
         return 30.0 + 4 * self.usual.ends_s
 
     def saves(self) -> list[int]:
-        """The steps of those that are whole."""
+        """Returns the steps of the complete checkpoints."""
         return Checkpoints(self.workdir / CHECKPOINTS).steps()
 
     def saved(self) -> dict[str, Any]:
-        """What was saved beside the last state of the run: among it the hash of all its bits."""
+        """Returns the metadata of the final checkpoint, including the hash of all bits of the state."""
         return Checkpoints(self.workdir / CHECKPOINTS).noted(STEPS)
 
     def start(self, *arguments: str) -> Job:
-        """Starts a job of this run."""
+        """Starts a job of this run and closes it at the end of the trial."""
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [*self.launcher, str(self.ranks), sys.executable, "-m", "jaxdp.train"]
         job = Job(
@@ -115,22 +115,22 @@ class Trial:
         return job
 
     def at_any_moment(self) -> Job:
-        """A job at a random moment between the start of its ranks and its end."""
+        """Returns a job at a random time between the start of its ranks and its end."""
         seconds = self.chance.uniform(0.0, self.usual.ends_s)
         return self._caught(lambda job: job.wait_until(job.is_complete), then=seconds)
 
     def while_loading(self) -> Job:
-        """A job before its first step."""
+        """Returns a job before its first step."""
         seconds = self.chance.uniform(0.0, self.usual.trains_s)
         return self._caught(lambda job: job.wait_until(job.is_complete), then=seconds, before_step=1)
 
     def at_a_step(self) -> Job:
-        """A job that trains, at a random step."""
+        """Returns a training job at a random step."""
         step = self.chance.randrange(2, _LATEST)
         return self._caught(lambda job: job.wait_until(lambda: job.last_step >= step))
 
     def while_saving(self) -> Job:
-        """A job at one of its saves, half-written when it was looked for."""
+        """Returns a job during a random save, shortly after the incomplete checkpoint has appeared."""
         number = self.chance.randrange(1, _LATEST // SAVE_EVERY)
         seconds = self.chance.uniform(0.0, 0.02)
 
@@ -146,41 +146,48 @@ class Trial:
         return self._caught(is_there, then=seconds)
 
     def while_evaluating(self) -> Job:
-        """A job at an evaluation: the line of its step, which comes before it, has just been written."""
+        """Returns a job during an evaluation, just after the metrics line that is written before it has appeared."""
         step = EVALUATE_EVERY * self.chance.randrange(1, _LATEST // EVALUATE_EVERY)
         return self._caught(lambda job: job.wait_until(lambda: job.last_step >= step))
 
     def some_process(self, job: Job) -> int:
-        """That of a random rank."""
+        """Returns the process id of a random rank."""
         return self.chance.choice(sorted(job.processes().values()))
 
     def ends(self, job: Job, strike: Callable[[], object], *, within: float, code: int | None = None) -> Struck:
-        """Strikes a job, which must be over by that and not with code 0; with this code, if it trains already."""
+        """Injects a fault that must end the job.
+
+        Args:
+          job: a running job.
+          strike: injects the fault.
+          within: seconds within which the job must exit, with a code other than 0 unless the run is complete.
+          code: exit code that is required if the job has done a step before the fault; None for any.
+        """
         moment, trains, begin = job.where, job.last_step > 0, time.monotonic()
         strike()
         ended = job.wait(within)
         seconds = time.monotonic() - begin
         why_not = None
         if ended is None:
-            why_not = f"not over after {within:g} s"
+            why_not = f"the job was still running after {within:g} s"
         elif ended == 0 and STEPS in self.saves():
-            pass  # It had nothing more to lose.
+            pass  # The run was complete before the fault took effect.
         elif ended == 0 or (code is not None and trains and ended != code):
-            why_not = f"over with code {ended}"
+            why_not = f"the job exited with code {ended}"
         return Struck(moment, seconds, why_not)
 
     def goes_on(self, job: Job) -> str | None:
-        """Waits for a job to come to the end of the run; how it did not, if so."""
+        """Waits for a job to finish the run; returns None if it does, or else what went wrong."""
         ended = job.wait(self.patience_s)
         if ended == 0:
             return None
-        return "the job that went on " + ("hangs" if ended is None else f"was over with code {ended}: {job.error}")
+        return "the job " + ("hung" if ended is None else f"exited with code {ended}: {job.error}")
 
     def _caught(self, is_there: Callable[[Job], bool], *, then: float = 0.0, before_step: int = STEPS + 1) -> Job:
         while True:
             job = self.start()
             if is_there(job) and job.lives_on(then) and job.last_step < before_step:
                 return job
-            # It was faster: another one.
+            # The job has passed that moment: try again with a new one.
             job.close()
             shutil.rmtree(self.workdir, ignore_errors=True)

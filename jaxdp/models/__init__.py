@@ -1,4 +1,4 @@
-"""The networks by name, each as `module:function`, so that a config can be checked without importing one."""
+"""The table of networks. Each is given as `module:name`, so that checking a config imports none of them."""
 
 MODELS = {
     "cnn": "jaxdp.models.tiny:CNN",

@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842), as it was, and with batch normalisation.
+"""GoogLeNet (Szegedy et al. 2014, arXiv 1409.4842), in its original form and with batch normalisation.
 
 Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
@@ -15,8 +15,8 @@ from flax import nnx
 from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import BatchNorm, Conv, dropout, local_response_norm
 
-# Table 1 of the paper: 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection; and what comes between them: a pooling,
-# or an auxiliary head.
+# Table 1 of the paper: channels of 1x1; 3x3 reduce, 3x3; 5x5 reduce, 5x5; pool projection. Between these modules come
+# pooling layers and auxiliary heads.
 _POOL, _HEAD = "pool", "head"
 _INCEPTIONS: list[tuple[int, int, int, int, int, int] | str] = [
     (64, 96, 128, 16, 32, 32),
@@ -37,7 +37,7 @@ _SMALLEST = 32
 
 
 class _Conv(nnx.Module):
-    """A convolution with bias, or with batch normalisation in its place; then ReLU."""
+    """A convolution with a bias, or with batch normalisation instead of the bias, followed by a ReLU."""
 
     def __init__(self, channels: int, width: int, size: int, *, stride: int = 1, norm: Any, dtype: str, rngs: nnx.Rngs):
         self.conv = Conv(
@@ -60,7 +60,7 @@ class _Conv(nnx.Module):
 
 
 class _Inception(nnx.Module):
-    """Four branches side by side, figure 2(b) of the paper."""
+    """Four parallel branches, figure 2(b) of the paper."""
 
     def __init__(self, channels: int, widths: tuple[int, ...], *, large: int, conv: Any, rngs: nnx.Rngs):
         one, before_three, three, before_five, five, pooled = widths
@@ -86,7 +86,7 @@ class _Inception(nnx.Module):
 
 
 class _Head(nnx.Module):
-    """An auxiliary classifier, section 5 of the paper: on a 4x4 mean of what is there in the middle of the network."""
+    """An auxiliary classifier (section 5 of the paper) on intermediate activations, pooled to 4x4."""
 
     def __init__(
         self, channels: int, num_classes: int, *, rate: float, layer: int, conv: Any, dtype: str, rngs: nnx.Rngs
@@ -98,7 +98,7 @@ class _Head(nnx.Module):
 
     def __call__(self, x_BHWC: jax.Array, *, key_B: jax.Array | None, **options: Any) -> jax.Array:
         size = x_BHWC.shape[1:3]
-        # 5x5 of stride 3 where the map is 14x14, as it is of images of 224x224; another size is brought to 4x4 too.
+        # For 14x14 maps (of 224x224 images), 5x5 pooling of stride 3 gives 4x4; other sizes are resized to 4x4.
         if size == (14, 14):
             x_BHWC = nnx.avg_pool(x_BHWC, (5, 5), strides=(3, 3))
         else:
@@ -109,20 +109,22 @@ class _Head(nnx.Module):
 
 
 class GoogLeNet(nnx.Module):
-    """The network of table 1.
+    """The network of table 1 of the paper.
 
     Args:
-      image_shape: (H, W, C), H and W of 32 or more.
-      num_classes: K.
-      normalised: batch normalisation behind every convolution, 3x3 in place of 5x5 convolutions, and neither biases nor
-        local response normalisation.
-      auxiliary: whether to have the two auxiliary heads, for training.
-      auxiliary_weight: of their losses.
-      dropout: before the last layer.
-      auxiliary_dropout: before that of an auxiliary head.
-      norm_momentum, norm_epsilon: see ResNet ("normalised" only).
-      dtype: see ResNet.
-      rngs: of the parameters.
+      image_shape: (H, W, C); H and W are at least 32.
+      num_classes: number of classes, K.
+      normalised: use batch normalisation after every convolution, 3x3 instead of 5x5 convolutions, and neither
+        convolution biases nor local response normalisation.
+      auxiliary: whether the network has the two auxiliary heads, for training.
+      auxiliary_weight: weight of the loss of each auxiliary head.
+      dropout: dropout rate before the last layer.
+      auxiliary_dropout: dropout rate before the last layer of each auxiliary head.
+      norm_momentum: momentum of the running batch statistics, if `normalised`; 0.9 keeps nine tenths of them in each
+        step.
+      norm_epsilon: added to the variance in normalisations, if `normalised`.
+      dtype: dtype of the computation, "float32" or "bfloat16"; parameters and statistics are float32.
+      rngs: random number generators of the initial parameters.
     """
 
     def __init__(
@@ -166,7 +168,7 @@ class GoogLeNet(nnx.Module):
     def __call__(
         self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None, key_B: jax.Array | None = None
     ) -> Any:
-        """Logits [B, K]; in training, with auxiliary heads, (logits, [(logits, weight of its loss), ...])."""
+        """Logits [B, K]; in training, with auxiliary heads, (logits, [(logits, weight of their loss), ...])."""
         options: dict[str, Any] = {"train": train, "mask_B111": None if mask_B is None else mask_B[:, None, None, None]}
         x_BHWC = _pool(self.stem(image_BHWC, **options))
         x_BHWC = self.before_second(self._respond(x_BHWC), **options)

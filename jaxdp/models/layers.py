@@ -1,4 +1,4 @@
-"""What several models are made of."""
+"""Layers that several models share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ _batch_sum: contextvars.ContextVar[Callable[[jax.Array], jax.Array] | None] = co
 
 @contextlib.contextmanager
 def batch_statistics_over(batch_sum: Callable[[jax.Array], jax.Array] | None) -> Iterator[None]:
-    """Inside, while JAX traces, `BatchNorm` takes its statistics over more than the batch of its device.
+    """Makes `BatchNorm`, while JAX traces in this context, compute its statistics over several devices.
 
     Args:
-      batch_sum: an array to its sum over all devices that are to share statistics, differentiable; None for none.
+      batch_sum: differentiable function that sums an array over all devices that share statistics; None for the
+        statistics of each device.
     """
     before = _batch_sum.set(batch_sum)
     try:
@@ -40,10 +41,10 @@ Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch normalisation (Ioffe and Szegedy 2015), by the statistics of a device's batch, or of the global one.
+    """Batch normalisation (Ioffe and Szegedy 2015), with the statistics of a device's batch or of the global batch.
 
-    See `flax.nnx.BatchNorm`, and `batch_statistics_over` for the latter. What often follows it can be asked of it, as
-    CPUs do it at once.
+    See `flax.nnx.BatchNorm`, and `batch_statistics_over` for global statistics. The layer can also add a shortcut and
+    apply a ReLU, because on CPUs all of these are one operation.
     """
 
     def __call__(
@@ -55,13 +56,13 @@ class BatchNorm(nnx.BatchNorm):
         shortcut_BX: jax.Array | None = None,
         rectifies: bool = False,
     ) -> jax.Array:
-        """The same shape.
+        """Normalises a batch; the result has the shape of the input.
 
         Args:
-          x_BX: [B, ..., C].
-          use_running_average: normalise by the running statistics; None for what the layer was made with.
-          mask: bool [B, 1, ...], which examples count.
-          shortcut_BX: to be added to what is normalised, [B, ..., C].
+          x_BX: the input, [B, ..., C].
+          use_running_average: whether to normalise by the running statistics; None for the setting of the layer.
+          mask: bool [B, 1, ...], which examples the batch statistics include; None for all.
+          shortcut_BX: [B, ..., C], added to the normalised values; None for no shortcut.
           rectifies: whether a ReLU follows.
         """
         if self.use_running_average if use_running_average is None else use_running_average:
@@ -74,7 +75,7 @@ class BatchNorm(nnx.BatchNorm):
         else:
             precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
             moments_2C = _moments(precise_BX, mask, batch_sum)
-            # A product and a sum: neither this nor its gradient needs x less its mean, an array that would be kept.
+            # In this form neither the output nor its gradient needs x minus its mean, which would have to be stored.
             factor_C, shift_C = self._factors(moments_2C, self._of_channels())
             y_BX = _followed((precise_BX * factor_C + shift_C).astype(dtype), shortcut_BX, rectifies)
         mean_C, variance_C = moments_2C[0], _variance(moments_2C)
@@ -85,7 +86,7 @@ class BatchNorm(nnx.BatchNorm):
     def _by_cpu(
         self, x_BX: jax.Array, mask: jax.Array | None, shortcut_BX: jax.Array | None, rectifies: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """What comes out, and the moments."""
+        """The output and the moments, computed by the C++ kernels."""
         first_B = x_BX.reshape(x_BX.shape[0], -1)[:, 0]
         seen_B = jnp.ones_like(first_B, bool) if mask is None else jnp.broadcast_to(mask.reshape(-1), first_B.shape)
         values_an_example = math.prod(x_BX.shape[1:-1])
@@ -102,7 +103,7 @@ class BatchNorm(nnx.BatchNorm):
         return scale_C, bias_C
 
     def _factors(self, moments_2C: jax.Array, of_channels: tuple[jax.Array | None, jax.Array | None]) -> jax.Array:
-        """What x is multiplied with, and what is added: [2, C]."""
+        """The factor and the shift of each channel, [2, C]."""
         scale_C, bias_C = of_channels
         factor_C = jax.lax.rsqrt(_variance(moments_2C) + self.epsilon) * (1.0 if scale_C is None else scale_C)
         return jnp.stack([factor_C, (0.0 if bias_C is None else bias_C) - moments_2C[0] * factor_C])
@@ -111,7 +112,7 @@ class BatchNorm(nnx.BatchNorm):
 def _moments(x_BX: jax.Array, mask: jax.Array | None, batch_sum: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
     """Means of the values and of their squares, [2, C]."""
     axes = tuple(range(x_BX.ndim - 1))
-    # Where x is, so that it varies over the same devices.
+    # Derived from x, so that it varies over the same devices.
     ones_BX = jnp.ones_like(x_BX[..., :1])
     parts = [jnp.sum(part_BX, axes, where=mask) for part_BX in (x_BX, jnp.square(x_BX), ones_BX)]
     if batch_sum is not None:
@@ -129,15 +130,15 @@ def _followed(y_BX: jax.Array, shortcut_BX: jax.Array | None, rectifies: bool) -
 
 
 def dropout(x_BX: jax.Array, rate: float, key_B: jax.Array | None, *, layer: int) -> jax.Array:
-    """Zeros a share of the values of each example, and scales up the others.
+    """Zeros a random share of the values of each example and scales up the remaining values.
 
-    What is zeroed follows from each example's own key, so it does not depend on what shares its batch or its device.
+    The zeros depend only on the example's own key, not on the other examples in its batch or on its device.
 
     Args:
       x_BX: float [B, ...].
-      rate: of zeros, in 0..1.
-      key_B: of each example; None for no dropout, as in evaluation.
-      layer: another one for each dropout of a model.
+      rate: share of zeros, in 0..1.
+      key_B: key of each example; None for no dropout, as in evaluation.
+      layer: a number that differs for each dropout of a model.
     """
     if key_B is None or rate == 0:
         return x_BX
@@ -150,9 +151,9 @@ def dropout(x_BX: jax.Array, rate: float, key_B: jax.Array | None, *, layer: int
 
 
 def local_response_norm(x_BHWC: jax.Array, *, size: int, alpha: float, beta: float) -> jax.Array:
-    """Divides by (1 + alpha m)^beta, m the mean of the squares of so many neighbouring channels.
+    """Divides by (1 + alpha m)^beta, where m is the mean of the squares of `size` neighbouring channels.
 
-    Krizhevsky et al. 2012, section 3.3, with Caffe's mean in place of the sum.
+    Krizhevsky et al. 2012, section 3.3, but with the mean instead of the sum, as in Caffe.
     """
     squares = jnp.square(x_BHWC.astype(jnp.float32))
     around = ((0, 0), (0, 0), (0, 0), (size // 2, size // 2))

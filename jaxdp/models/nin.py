@@ -14,21 +14,21 @@ from flax import nnx
 from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv, dropout
 
-# Size, channels, stride and padding of the convolution of each stage, each followed by two 1x1 convolutions: the
-# solvers' net of Caffe's model zoo (nin_imagenet). The last stage ends in as many channels as there are classes.
+# Size, channels, stride and padding of each stage's convolution, which two 1x1 convolutions follow, as in nin_imagenet
+# of Caffe's model zoo. The last stage ends with one channel per class.
 _STAGES = [(11, 96, 4, 0), (5, 256, 1, 2), (3, 384, 1, 1), (3, 1024, 1, 1)]
 _SMALLEST = 67
 
 
 class NetworkInNetwork(nnx.Module):
-    """Four convolutions, each with a small network of 1x1 convolutions behind it, and a mean in place of dense layers.
+    """Four convolutions, each followed by a small network of 1x1 convolutions, and a mean instead of dense layers.
 
     Args:
-      image_shape: (H, W, C), H and W of 67 or more.
-      num_classes: K.
-      dropout: before the last stage.
-      dtype: see ResNet.
-      rngs: of the parameters.
+      image_shape: (H, W, C); H and W are at least 67.
+      num_classes: number of classes, K.
+      dropout: dropout rate before the last stage.
+      dtype: dtype of the computation, "float32" or "bfloat16"; parameters are float32.
+      rngs: random number generators of the initial parameters.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NetworkInNetwork(nnx.Module):
     def __call__(
         self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None, key_B: jax.Array | None = None
     ) -> jax.Array:
-        """Logits [B, K]; examples do not meet, so the mask is not needed."""
+        """Logits [B, K]. The mask is not needed, because examples do not interact."""
         del train, mask_B
         x_BHWC = image_BHWC
         for index, stage in enumerate(self.stages):

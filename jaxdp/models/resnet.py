@@ -1,7 +1,7 @@
 """ResNet (He et al. 2015, arXiv 1512.03385), version 1.5: 18, 34, 50, 101 and 152 layers.
 
-Version 1.5 halves the image in the 3x3 convolution of a bottleneck, not in the 1x1 before it (Goyal et al. 2017,
-section 5.1). Shape suffixes: B batch, H height, W width, C channels, K classes.
+Version 1.5 halves the image in the 3x3 convolution of a bottleneck, not in the 1x1 convolution before it (Goyal et al.
+2017, section 5.1). Shape suffixes: B batch, H height, W width, C channels, K classes.
 """
 
 import functools
@@ -23,15 +23,15 @@ _conv = functools.partial(Conv, use_bias=False, kernel_init=nnx.initializers.var
 
 
 class _Block(nnx.Module):
-    """Convolutions with normalisation beside a shortcut, which is projected where the shape changes.
+    """A residual block; the shortcut is projected if the shape changes.
 
     Args:
-      kernels: of each convolution its size, the channels it gives, and its stride.
-      channels: of the input.
-      conv, norm: make those layers.
-      zero_gamma: start the last normalisation's scale at 0, so that the block begins as the identity (Goyal et
-        al. 2017, section 5.1).
-      rngs: of the parameters.
+      kernels: size, output channels and stride of each convolution.
+      channels: number of input channels.
+      conv, norm: functions that create convolutions and normalisations.
+      zero_gamma: initialise the scale of the last normalisation to 0, so that the block begins as the identity (Goyal
+        et al. 2017, section 5.1).
+      rngs: random number generators of the initial parameters.
     """
 
     def __init__(
@@ -83,17 +83,18 @@ class ResNet(nnx.Module):
 
     Args:
       image_shape: (H, W, C).
-      num_classes: K.
-      stage_sizes: blocks of each stage; every stage after the first halves the image and doubles the channels.
-      block: "basic", two 3x3 convolutions, or "bottleneck", 1x1, 3x3 and 1x1 to four times the channels.
-      width: channels of the first stage.
+      num_classes: number of classes, K.
+      stage_sizes: number of blocks per stage; every stage after the first halves the image and doubles the channels.
+      block: "basic" for two 3x3 convolutions, or "bottleneck" for 1x1, 3x3 and 1x1 convolutions, of which the last has
+        four times the channels.
+      width: number of channels of the first stage.
       stem: "imagenet" (7x7 of stride 2, then 3x3 max pooling of stride 2) or "cifar" (3x3 of stride 1).
-      zero_gamma: start the last normalisation's scale of each block at 0, so that it begins as the identity (Goyal et
-        al. 2017, section 5.1).
-      norm_momentum: of the running batch statistics: 0.9 keeps nine tenths of them in a step.
+      zero_gamma: initialise the scale of the last normalisation of each block to 0, so that the block begins as the
+        identity (Goyal et al. 2017, section 5.1).
+      norm_momentum: momentum of the running batch statistics; 0.9 keeps nine tenths of them in each step.
       norm_epsilon: added to the variance in normalisations.
-      dtype: in which it computes, "float32" or "bfloat16"; parameters and statistics are float32.
-      rngs: of the parameters.
+      dtype: dtype of the computation, "float32" or "bfloat16"; parameters and statistics are float32.
+      rngs: random number generators of the initial parameters.
     """
 
     def __init__(
@@ -112,9 +113,9 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if stem not in STEMS:
-            raise ValueError(f"config.model.stem is {stem!r}, known are {', '.join(STEMS)}")
+            raise ValueError(f"config.model.stem must be one of {', '.join(STEMS)}, not {stem!r}")
         if block not in _BLOCKS:
-            raise ValueError(f"config.model.block is {block!r}, known are {', '.join(_BLOCKS)}")
+            raise ValueError(f"config.model.block must be one of {', '.join(_BLOCKS)}, not {block!r}")
         conv = functools.partial(_conv, dtype=dtype)
         norm = functools.partial(BatchNorm, momentum=norm_momentum, epsilon=norm_epsilon, dtype=dtype)
         self.pools = stem == "imagenet"
@@ -134,7 +135,7 @@ class ResNet(nnx.Module):
     def __call__(
         self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None, key_B: jax.Array | None = None
     ) -> jax.Array:
-        """Logits [B, K]. In training, batch statistics are those of the examples whose mask is True."""
+        """Logits [B, K]. In training, batch statistics include only examples whose mask is True."""
         del key_B
         mask_B111 = None if mask_B is None else mask_B[:, None, None, None]
         x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111, rectifies=True)

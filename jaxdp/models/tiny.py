@@ -15,11 +15,11 @@ class CNN(nnx.Module):
     """Two pairs of 3x3 convolutions, each pair followed by 2x2 max pooling, and two dense layers.
 
     Args:
-      image_shape: (H, W, C); H and W of 4 or more.
-      num_classes: K.
-      width: channels of the first pair; the second has twice as many, the hidden layer four times.
-      dtype: in which it computes, "float32" or "bfloat16"; parameters are float32.
-      rngs: of the parameters.
+      image_shape: (H, W, C); H and W are at least 4.
+      num_classes: number of classes, K.
+      width: number of channels of the first pair; the second pair has 2 * width, the hidden layer 4 * width.
+      dtype: dtype of the computation, "float32" or "bfloat16"; parameters are float32.
+      rngs: random number generators of the initial parameters.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CNN(nnx.Module):
     def __call__(
         self, image_BHWC: jax.Array, *, train: bool, mask_B: jax.Array | None = None, key_B: jax.Array | None = None
     ) -> jax.Array:
-        """Logits [B, K]; examples do not meet, so the mask is not needed."""
+        """Logits [B, K]. The mask is not needed, because examples do not interact."""
         del train, mask_B, key_B
         x_BHWC = nnx.relu(self.conv2(nnx.relu(self.conv1(image_BHWC))))
         x_BHWC = max_pool(x_BHWC, (2, 2), strides=(2, 2))

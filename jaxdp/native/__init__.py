@@ -1,8 +1,8 @@
-"""C++: the native engine, which moves the messages of many allreduces at once, beside the computation; and more.
+"""The C++ parts of jaxdp: the native allreduce engine and CPU kernels.
 
-`engine.h` says what the engine does, `doors.cc` holds the functions of it that this module calls. These need no MPI:
-`rows.cc` copies rows of images, `convolutions.cc` has oneDNN compute convolutions, `normalisation.cc` and `pooling.cc`
-are layers of models.
+The engine sends the messages of many allreduces concurrently, overlapped with computation. `engine.h` documents it, and
+`doors.cc` defines the C functions that this module calls. The CPU kernels need no MPI: `rows.cc` copies rows of images,
+`convolutions.cc` computes convolutions with oneDNN, and `normalisation.cc` and `pooling.cc` implement layers of models.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _ROWS: dict[str, tuple[Any, list[Any]]] = {
     ),
 }
 _CONVOLUTIONS: dict[str, tuple[Any, list[Any]]] = {"jaxdp_has_bfloat16": (ctypes.c_bool, [])}
-# Libraries that it is linked with, by the packages that bring them, in the order of their needs.
+# Shared libraries that the convolutions need, as (package, file name); each comes after its own dependencies.
 _SHARED = (
     ("tbb", "libtbb.so.12"),
     ("intel-cmplr-lib-rt", "libintlc.so.5"),
@@ -60,56 +60,56 @@ _SHARED = (
 
 @functools.cache
 def engine(mpi: str) -> ctypes.CDLL:
-    """The compiled engine, its functions with their types.
+    """Loads the compiled allreduce engine.
 
     Args:
-      mpi: name of the MPI library that is open, as `mpi4py.MPI.get_vendor` has it.
+      mpi: name of the MPI library in use, as returned by `mpi4py.MPI.get_vendor`.
 
     Raises:
-      ValueError: it has not been built for this MPI.
+      ValueError: the engine has not been built for this MPI.
     """
     return _load("_engine_openmpi" if mpi == "Open MPI" else "_engine_mpich", _ENGINE, f" with {mpi}'s mpicc")
 
 
 @functools.cache
 def rows() -> ctypes.CDLL:
-    """The compiled copies of rows.
+    """Loads the compiled function that copies rows.
 
     Raises:
-      ValueError: they have not been built.
+      ValueError: it has not been built.
     """
     return _load("_rows", _ROWS, "")
 
 
 @functools.cache
 def layers() -> ctypes.CDLL:
-    """The compiled layers.
+    """Loads the compiled layers.
 
     Raises:
-      ValueError: they have not been built.
+      ValueError: the layers have not been built.
     """
     return _load("_layers", {}, "")
 
 
 @functools.cache
 def convolutions() -> ctypes.CDLL | None:
-    """The compiled convolutions; None where oneDNN is not installed, or was not when this was built."""
+    """Loads the compiled convolutions; None if oneDNN is not installed, or was not when jaxdp was built."""
     shared = _shared()
     if shared is None:
         return None
-    # What ours asks for by name is then there; the linker would not look where the packages are.
+    # Load the dependencies first, because the dynamic linker does not search the folders of Python packages.
     for path in shared:
         ctypes.CDLL(path)
     return _load("_convolutions", _CONVOLUTIONS, "")
 
 
 def onednn() -> str | None:
-    """The version of oneDNN, where convolutions are its; loads nothing."""
+    """Returns the version of oneDNN if it computes convolutions, None if not; loads nothing."""
     return importlib.metadata.version("onednn-cpu-tbb") if _shared() else None
 
 
 def _shared() -> list[str] | None:
-    """The files of `_SHARED`; None unless all are there, and what is linked with them."""
+    """Returns the paths of the files of `_SHARED`; None unless they are installed and the convolutions are built."""
     if importlib.util.find_spec("jaxdp.native._convolutions") is None:
         return None
     try:

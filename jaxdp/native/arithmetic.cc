@@ -12,7 +12,7 @@
 namespace jaxdp {
 namespace {
 
-// IEEE 754 binary16. The hardware's conversion is used where there is one; this gives the same bits.
+// Conversion to IEEE 754 binary16 for CPUs without an instruction for it; the bits are the same as the hardware's.
 uint16_t to_float16(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t sign = (bits >> 16) & 0x8000;
@@ -20,7 +20,7 @@ uint16_t to_float16(float value) {
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00 | ((magnitude >> 13) & 0x1ff));
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to 65536 or more
   if (magnitude < 0x38800000) {
-    // Below the least normal number the last place is 2^-24: adding 0.5 has the hardware round there.
+    // Below the smallest normal number the last place is 2^-24: adding 0.5 makes the hardware round there.
     const float shifted = value_of(magnitude) + 0.5f;
     return static_cast<uint16_t>(sign | (bits_of(shifted) - 0x3f000000));
   }
@@ -69,7 +69,7 @@ JAXDP_VECTORISED void decode_bfloat16(void* payload, const void* wire, size_t co
   for (size_t i = 0; i < count; ++i) value[i] = from_bfloat16(half[i]);
 }
 
-// Eight at a time by the CPU's own conversion; how many were done.
+// Process eight values at a time with the CPU's conversion instructions, and return how many were processed.
 #if defined(__x86_64__)
 __attribute__((target("avx,f16c"))) size_t encode_by_f16c(uint16_t* half, const float* value, size_t count) {
   size_t i = 0;

@@ -1,4 +1,4 @@
-// Convolutions of XLA's programs on CPUs, by oneDNN: images are [B, H, W, C], kernels [height, width, C, D].
+// Convolutions for XLA programs on CPUs with oneDNN: images are [B, H, W, C], kernels [height, width, C, D].
 
 #include <algorithm>
 #include <condition_variable>
@@ -30,7 +30,7 @@ using jaxdp::Wanted;
 
 constexpr size_t kAlignment = 64;
 
-// Memory of one call, and the arena in which threads work at it.
+// Memory of one call, and the arena in which threads work on the call.
 class Room {
  public:
   explicit Room(int64_t threads) : arena(static_cast<int>(threads), static_cast<unsigned>(threads)) {}
@@ -45,7 +45,7 @@ class Room {
     return data.get();
   }
 
-  // All of its places are for threads that enter by themselves: none of TBB's own comes.
+  // All slots are reserved for threads that enter explicitly, so TBB's own threads never join.
   tbb::task_arena arena;
 
  private:
@@ -53,8 +53,8 @@ class Room {
   size_t size = 0;
 };
 
-// What has been made for so many threads. Rooms are handed on from call to call, as fresh memory costs page faults; so
-// there are as many as calls at a time. Primitives have no memory of their own.
+// Rooms and primitives for one number of threads. Rooms are reused from call to call, because fresh memory costs page
+// faults; concurrent calls use one room each. Primitives hold no memory themselves.
 class Workshop {
  public:
   static Workshop& of(int64_t threads) {
@@ -97,8 +97,8 @@ class Workshop {
   std::map<std::vector<int64_t>, std::unique_ptr<Operation>> operations;
 };
 
-// Other threads of XLA's pool that work beside this one in an arena, for as long as this lives. With threads of TBB's
-// own there would be more than cores, and those that wait for work would take the time of those that have some.
+// Threads of XLA's pool that work in an arena together with this thread, for the lifetime of this object. TBB's own
+// threads would come on top: more threads than cores, where idle threads take time from threads that have work.
 class Company {
  public:
   Company(ffi::ThreadPool& pool, tbb::task_arena& arena) : table(std::make_shared<Table>()) {
@@ -106,7 +106,7 @@ class Company {
       auto& seat = table->seats.emplace_back();
       seat.until = seat.group.defer([] {});
       pool.Schedule([table = table, &seat, &arena] {
-        // Who comes late finds this over, and the arena at other work.
+        // A late thread finds this call over, and the arena busy with another.
         if (!table->enter()) return;
         arena.execute([&] { seat.group.wait(); });
         table->leave();
@@ -117,7 +117,7 @@ class Company {
   ~Company() { table->clear(); }
 
  private:
-  // A thread that waits for a group does what work there is.
+  // A thread that waits for a group does other work of the arena meanwhile.
   struct Seat {
     tbb::task_group group;
     tbb::task_handle until;
@@ -193,11 +193,11 @@ void run(Wanted wanted, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::AnyBuffer 
   if (reorders && comes_out) reorder(ordered, as_given);
 }
 
-// Two of x, kernel and y come in, in this order; the third, which is wanted, comes out.
+// Takes two of x, kernel and y, in this order, and computes the third, which `wanted` names.
 ffi::Error serve(int64_t wanted, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Result<ffi::AnyBuffer> out,
                  ffi::Span<const int64_t> strides, ffi::Span<const int64_t> pads, ffi::ThreadPool pool) {
   try {
-    // Where XLA has no pool it says none.
+    // Without a pool, XLA reports no threads.
     auto& workshop = Workshop::of(std::max<int64_t>(1, pool.num_threads()));
     auto room = workshop.take();
     room->arena.execute([&] {
@@ -213,7 +213,7 @@ ffi::Error serve(int64_t wanted, ffi::AnyBuffer first, ffi::AnyBuffer second, ff
     });
     workshop.give_back(std::move(room));
   } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("a convolution by oneDNN failed: ") + error.what());
+    return ffi::Error::Internal(std::string("oneDNN convolution failed: ") + error.what());
   }
   return ffi::Error::Success();
 }
@@ -233,7 +233,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_convolution, serve,
 
 extern "C" {
 
-// Whether oneDNN has convolutions in bfloat16 for this CPU.
+// Whether oneDNN supports bfloat16 convolutions on this CPU.
 bool jaxdp_has_bfloat16() {
   const auto needed = static_cast<unsigned>(dnnl::cpu_isa::avx512_core);
   return (static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & needed) == needed;

@@ -1,4 +1,4 @@
-// The doors of the engine: plain C functions for Python's ctypes, and the handler that XLA calls.
+// The interface of the engine: plain C functions for Python's ctypes, and the handlers that XLA calls.
 
 #include <algorithm>
 #include <condition_variable>
@@ -13,7 +13,7 @@ namespace ffi = xla::ffi;
 namespace jaxdp {
 namespace {
 
-// Somebody who waits for a run.
+// A caller that waits for a run.
 struct Waiter {
   std::mutex mutex;
   std::condition_variable wake;
@@ -39,7 +39,7 @@ void keep_promise(void* context, const char* error) {
   delete promise;
 }
 
-// The engine that XLA's handler uses: programs hold numbers of plans, and no pointers, so that they can be kept.
+// The engine that XLA's handler uses. Programs hold plan numbers instead of pointers, so that they can be cached.
 Engine* engine_of_programs = nullptr;
 
 ffi::Future refused(ffi::Error error) {
@@ -49,14 +49,14 @@ ffi::Future refused(ffi::Error error) {
   return future;
 }
 
-// One bucket of one local device: device d of a plan number n uses plan n + d.
+// Sums one bucket of one local device: with plan number n, device d uses plan n + d.
 ffi::Future allreduce(int64_t plan, ffi::AnyBuffer in, ffi::Buffer<ffi::S32> device, ffi::Result<ffi::AnyBuffer> out) {
   if (engine_of_programs == nullptr) return refused(ffi::Error::Internal("the allreduce engine is not open"));
   const int on = device.typed_data()[0];
   plan += on;
   const int64_t expected = engine_of_programs->num_values(plan);
   if (static_cast<int64_t>(in.element_count()) != expected) {
-    return refused(ffi::Error::Internal("this plan is for a payload of another size"));
+    return refused(ffi::Error::Internal("the payload does not have the size of its allreduce plan"));
   }
   auto* promise = new ffi::Promise();
   ffi::Future future(*promise);
@@ -64,7 +64,7 @@ ffi::Future allreduce(int64_t plan, ffi::AnyBuffer in, ffi::Buffer<ffi::S32> dev
   return future;
 }
 
-// Hands its first operand on, as the same memory; whatever else it takes or gives only orders the program.
+// Returns its first operand in the same memory. All other operands and results only order the program.
 ffi::Error pass(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
 
 }  // namespace
@@ -86,7 +86,7 @@ void jaxdp_serve_programs(jaxdp::Engine* engine) { jaxdp::engine_of_programs = e
 void jaxdp_stop(jaxdp::Engine* engine) { engine->stop(); }
 
 // transfers: [num_transfers, 5] of chunk, round, peer, sends, reduces, sorted by chunk and round; pieces: [num_pieces,
-// 3] of chunk, start, count. Returns the plan's number, or -1 if MPI has not as many tags.
+// 3] of chunk, start, count. Returns the plan's number, or -1 if MPI has too few tags.
 int64_t jaxdp_add_plan(jaxdp::Engine* engine, const char* name, const char* wire, int64_t count, int64_t num_chunks,
                        const int64_t* transfers, int64_t num_transfers, const int64_t* pieces, int64_t num_pieces,
                        int lanes, bool by_mpi) {
@@ -110,7 +110,7 @@ int64_t jaxdp_add_plan(jaxdp::Engine* engine, const char* name, const char* wire
   return engine->add_plan(std::move(plan));
 }
 
-// Waits for the sum; returns 0, or 1 with the reason in `message` of `room` bytes.
+// Waits for the sum. Returns 0, or 1 with the error in `message`, a buffer of `room` bytes.
 int jaxdp_allreduce(jaxdp::Engine* engine, int64_t plan, const void* in, void* out, char* message, int64_t room) {
   jaxdp::Waiter waiter;
   engine->start(plan, in, out, 0, jaxdp::wake, &waiter);
@@ -120,7 +120,7 @@ int jaxdp_allreduce(jaxdp::Engine* engine, int64_t plan, const void* in, void* o
   return waiter.error.empty() ? 0 : 1;
 }
 
-// events: [most, 3] of plan, start and end in nanoseconds of the monotonic clock; returns how many.
+// events: [most, 3] of plan, start and end, in nanoseconds of the monotonic clock. Returns the number of events.
 int64_t jaxdp_events(const jaxdp::Engine* engine, jaxdp::Event* events, int64_t first, int64_t most) {
   return engine->events(events, first, most);
 }

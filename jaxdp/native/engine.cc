@@ -12,7 +12,7 @@ namespace jaxdp {
 namespace {
 
 constexpr size_t kMostEvents = 1 << 14;
-constexpr int kAllRanks = -1;  // in place of a peer
+constexpr int kAllRanks = -1;  // used instead of a peer
 
 int64_t now_ns() {
   timespec time;
@@ -20,8 +20,8 @@ int64_t now_ns() {
   return time.tv_sec * int64_t{1000000000} + time.tv_nsec;
 }
 
-// How long to sleep when nothing has come for so long: an eighth of it, so that what comes late comes little later. At
-// first not at all, as messages on their way through memory take no longer.
+// How long to sleep when nothing has arrived for `idle_ns`: an eighth of it, so that a late message is delayed only a
+// little more. No sleep at first, because messages through shared memory arrive within that time.
 constexpr int64_t kSpin = 20'000, kLongest = 200'000;
 
 int64_t rest_ns(int64_t idle_ns) { return idle_ns < kSpin ? 0 : std::min(idle_ns / 8, kLongest); }
@@ -40,31 +40,31 @@ struct Engine::Run {
   std::string error;
 };
 
-// A piece under way.
+// A piece in progress.
 struct Engine::Lane {
   Bucket* bucket;
   const Piece* piece;
   int tag;
   size_t round;
-  const char* value;           // what is held of the piece: at first the input's, from the first change on the output's
-  char* wire;                  // what is sent, if it is not sent as it is held
-  std::vector<char*> arrived;  // a block for each transfer that does not receive into the output
-  int pending;                 // requests
+  const char* value;           // current values of the piece: in the input, from the first change on in the output
+  char* wire;                  // what is sent, if it differs from `value`
+  std::vector<char*> arrived;  // where each receiving transfer receives: a block, or the output
+  int pending;                 // number of unfinished requests
 };
 
-// A plan and its run.
+// A plan and its runs.
 struct Engine::Bucket {
   Plan plan;
-  MPI_Comm comm;  // a plan by MPI has its own, as collectives on one must start in the same order on all ranks
+  MPI_Comm comm;  // separate for plans by MPI: collectives on one must start in the same order on all ranks
   int first_tag;
   size_t block_bytes;
-  std::vector<Run> runs;  // the first one is under way
+  std::vector<Run> runs;  // the first one is in progress
   size_t next_piece = 0, finished_pieces = 0;
   std::vector<Lane> lanes;
   std::vector<Lane*> free_lanes;
 };
 
-// What is over on one local device, and the thread that says so.
+// The finished runs of one local device, and the thread that reports them.
 struct Engine::Delivery {
   std::vector<Run> finished;
   std::condition_variable wake;
@@ -163,10 +163,10 @@ int64_t Engine::num_values(int64_t plan) const {
   return buckets_[plan]->plan.count;
 }
 
-// The progress thread: takes up new runs, moves what can move, and sleeps when nothing is under way.
+// The progress thread: takes up new runs, advances pieces, and sleeps when nothing is in progress.
 void Engine::progress() {
   pthread_setname_np(pthread_self(), "jaxdp-progress");
-  prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);  // sleeps of microseconds last no longer than that
+  prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);  // 1 us, so that sleeps of microseconds do not last longer
   int64_t last_progress = now_ns();
   while (true) {
     {
@@ -203,7 +203,7 @@ void Engine::progress() {
   fail("the allreduce engine has stopped");
 }
 
-// Takes up what was started; under the mutex, as plans may be added meanwhile.
+// Takes up the runs that were started. Called under the mutex, because plans may be added at the same time.
 void Engine::take_up() {
   for (Run& run : starting_) {
     Bucket& bucket = *buckets_[run.plan];
@@ -213,7 +213,7 @@ void Engine::take_up() {
   starting_.clear();
 }
 
-// Starts pieces as long as there are lanes for them.
+// Starts pieces as long as lanes are free.
 bool Engine::admit(Bucket& bucket) {
   bool moved = false;
   while (bucket.next_piece < bucket.plan.pieces.size() && !bucket.free_lanes.empty()) {
@@ -232,7 +232,7 @@ bool Engine::admit(Bucket& bucket) {
   return moved;
 }
 
-// Goes on with a piece whose round, if it has begun one, is over.
+// Begins the next round of a piece, or finishes the piece after its last round.
 void Engine::step(Lane& lane) {
   Bucket& bucket = *lane.bucket;
   if (lane.round < bucket.plan.chunks[lane.piece->chunk].size()) {
@@ -250,7 +250,7 @@ void Engine::step(Lane& lane) {
   ++bucket.finished_pieces;
 }
 
-// Posts all messages of a round; what is sent is what was held before it.
+// Posts all messages of a round; they carry the values from before the round.
 void Engine::begin_round(Lane& lane) {
   Bucket& bucket = *lane.bucket;
   const Arithmetic& arithmetic = *bucket.plan.arithmetic;
@@ -265,7 +265,7 @@ void Engine::begin_round(Lane& lane) {
     lane.wire = take_block(bucket.block_bytes);
     arithmetic.encode(lane.wire, lane.value, lane.piece->count);
     if (hands_out) {
-      // The copies that leave are rounded, so the one that stays must be.
+      // The copies that are sent are rounded, so this rank's own copy must be rounded too.
       arithmetic.decode(out, lane.wire, lane.piece->count);
       lane.value = out;
     }
@@ -292,7 +292,7 @@ void Engine::begin_round(Lane& lane) {
   }
 }
 
-// Has MPI sum a piece; pieces start in the same order on all ranks.
+// Starts MPI's own allreduce of a piece; pieces start in the same order on all ranks.
 void Engine::begin_by_mpi(Lane& lane) {
   Bucket& bucket = *lane.bucket;
   const size_t value_bytes = bucket.plan.arithmetic->payload_bytes;
@@ -308,7 +308,7 @@ void Engine::begin_by_mpi(Lane& lane) {
   owners_.emplace_back(&lane, kAllRanks);
 }
 
-// Applies what has come in a round, in the order of its moves.
+// Applies what was received in a round, in the order of its moves.
 void Engine::finish_round(Lane& lane) {
   Bucket& bucket = *lane.bucket;
   const Arithmetic& arithmetic = *bucket.plan.arithmetic;
@@ -332,7 +332,7 @@ void Engine::finish_round(Lane& lane) {
   ++lane.round;
 }
 
-// Goes on with the pieces whose messages are through.
+// Continues the pieces whose messages are complete; returns whether there were any.
 bool Engine::complete_some() {
   if (!failure_.empty()) {
     fail(failure_);
@@ -379,7 +379,7 @@ void Engine::finish(Bucket& bucket, const char* error) {
   hand_over(std::move(run));
 }
 
-// To the thread of its device; under the mutex.
+// Hands a finished run to the thread of its device. Called under the mutex.
 void Engine::hand_over(Run run) {
   Delivery& delivery = *deliveries_[run.device];
   delivery.finished.push_back(std::move(run));
@@ -395,7 +395,7 @@ void Engine::note_failure(const Lane& lane, int peer, int code) {
              ": " + std::string(text, length);
 }
 
-// Ends all runs, and those to come. What MPI still holds of their messages it keeps: the job cannot go on.
+// Ends all runs with an error, now and later. Messages that MPI still holds are abandoned: the job cannot continue.
 void Engine::fail(const std::string& error) {
   {
     std::lock_guard lock(mutex_);
@@ -410,8 +410,9 @@ void Engine::fail(const std::string& error) {
   owners_.clear();
 }
 
-// A delivery thread: what follows an allreduce in its program may run on the thread that says that it is done. It must
-// not hold up messages, and where it meets the other devices of this rank, they must be able to come.
+// A delivery thread. What follows an allreduce in its program may run on the thread that reports the allreduce as done.
+// It must not delay messages, so it is not the progress thread. It may wait for other devices of this rank, so every
+// device has a separate thread.
 void Engine::deliver(Delivery& delivery) {
   pthread_setname_np(pthread_self(), "jaxdp-delivery");
   std::vector<Run> taken;
@@ -427,7 +428,7 @@ void Engine::deliver(Delivery& delivery) {
   }
 }
 
-// Blocks are kept for the next round, and touched when they are made: page faults would cost more than the sums.
+// Blocks are reused, and written once when allocated, because page faults would cost more than the sums.
 char* Engine::take_block(size_t bytes) {
   std::vector<char*>& blocks = blocks_[bytes];
   if (blocks.empty()) {

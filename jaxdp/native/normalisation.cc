@@ -1,7 +1,8 @@
-// Batch normalisation of XLA's programs on CPUs, with the ReLU and the shortcut of a residual block behind it.
+// Batch normalisation for XLA programs on CPUs, fused with the shortcut and the ReLU that may follow it in a residual
+// block.
 //
-// Arrays are [rows, C], float32 or bfloat16; what is of channels is float32 [2, C]: sums, factors (of x, and what is
-// added to the product) and gradients.
+// Arrays are [rows, C], float32 or bfloat16. Per-channel arrays are float32 [2, C]: sums (of x and of its square),
+// factors (scale and shift of x), and their gradients.
 
 #include <algorithm>
 #include <cstdint>
@@ -17,24 +18,24 @@ namespace ffi = xla::ffi;
 using jaxdp::number;
 using jaxdp::put;
 
-// What a thread takes at once. The order in which values are summed follows from it, not from the number of threads.
+// Number of values that a thread takes at once. It determines the order of summation; the number of threads does not.
 constexpr int64_t kValuesAtOnce = int64_t{1} << 16;
 
-// So many rows at once: each sum is read and written once for all of them.
+// Number of rows processed together: each sum is read and written once for all of them.
 constexpr int64_t kRowsAtOnce = 4;
 
 enum class Task { kSums, kForward, kGradientSums, kGradient };
 
-// What a task has no use for is null.
+// Pointers that a task does not use are null.
 struct Work {
   Task task;
   bool is_bfloat16, rectifies;
   int64_t rows, channels, rows_an_example;
-  const bool* seen;      // of each example
-  const void* x;         // before
-  const void* shortcut;  // what is added
-  const void* y;         // after a ReLU behind a shortcut, which does not follow from x
-  const void* gradient;  // of what came out
+  const bool* seen;      // per example, whether it counts in the sums
+  const void* x;         // input of the normalisation
+  const void* shortcut;  // added after the normalisation
+  const void* y;         // output, if the ReLU follows a shortcut: it then does not follow from x alone
+  const void* gradient;  // gradient of the output
   const float* factors;
   const float* of_sums;  // gradients of the sums
   void* out;
@@ -64,12 +65,12 @@ template <bool kRectifies, typename T>
                                              int64_t channels, T* __restrict y) {
   for (int64_t c = 0; c < channels; ++c) {
     const float value = number(x[c]) * factor[c] + shift[c] + (shortcut == nullptr ? 0 : number(shortcut[c]));
-    // In this form NaN stays.
+    // Written so that NaN is kept.
     put(kRectifies && value < 0 ? 0 : value, y[c]);
   }
 }
 
-// The gradient of what a ReLU was given, by what it gave.
+// The gradient of the input of a ReLU, given its output.
 template <typename T>
 [[gnu::always_inline]] inline void rectify(const T* __restrict y, const T* __restrict gradient, int64_t count,
                                            T* __restrict out) {
@@ -79,7 +80,7 @@ template <typename T>
   }
 }
 
-// The same, of one value, by what went into the normalisation.
+// The same for one value, given the input of the normalisation.
 template <bool kRectifies>
 [[gnu::always_inline]] inline float rectified(float value, float gradient, float factor, float shift) {
   return !kRectifies || value * factor + shift > 0 ? gradient : 0;
@@ -176,7 +177,7 @@ JAXDP_VECTORISED void do_part(const Work& work, int64_t begin, int64_t end, floa
   }
 }
 
-// Sums are null where the task has none.
+// `sums` is null if the task has no sums.
 ffi::Error run(const Work& work, ffi::ThreadPool& pool, float* sums) {
   const int64_t step = work.rows_of_part(), width = 2 * work.channels;
   std::vector<float> of_parts(sums == nullptr ? 0 : work.parts() * width);
@@ -223,7 +224,7 @@ ffi::Error forward(Array x, Channels factors, ffi::RemainingArgs shortcut, ffi::
   return run(work, pool, nullptr);
 }
 
-// With y, the gradient of what its ReLU was given comes out too.
+// With y, also returns the gradient of the input of the ReLU.
 ffi::Error gradient_sums(Array x, Channels factors, Array gradient, ffi::RemainingArgs y, ffi::Result<Channels> out,
                          ffi::RemainingRets of_shortcut, bool rectifies, ffi::ThreadPool pool) {
   Work work = work_on(Task::kGradientSums, x, 1);

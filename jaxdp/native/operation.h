@@ -1,4 +1,4 @@
-// What oneDNN computes for a convolution: images are [B, H, W, C], kernels [height, width, C, D].
+// The oneDNN primitives for a convolution: images are [B, H, W, C], kernels [height, width, C, D].
 
 #pragma once
 
@@ -23,8 +23,8 @@ struct Shapes {
   memory::dims x, kernel, y, strides, before, behind;
 };
 
-// What computes one of the three: a product of matrices where that is one, as their pixels are; else a convolution,
-// with the order of a kernel's elements in which that is fastest.
+// Computes the output or one of the gradients of a convolution. A 1x1 convolution without strides and padding is a
+// matrix product over pixels. Any other is a oneDNN convolution, with the kernel layout that is fastest for it.
 struct Operation {
   dnnl::primitive primitive;
   dnnl::reorder reorder;

@@ -1,4 +1,4 @@
-// Max pooling of XLA's programs on CPUs: images are [B, H, W, C], float32 or bfloat16.
+// Max pooling for XLA programs on CPUs: images are [B, H, W, C], float32 or bfloat16.
 
 #include <algorithm>
 #include <cstdint>
@@ -15,22 +15,22 @@ namespace ffi = xla::ffi;
 using jaxdp::number;
 using jaxdp::put;
 
-// A thread takes so many channels of an image at once.
+// Number of channels of an image that a thread takes at once.
 constexpr int64_t kChannelsAtOnce = 64;
 
 struct Work {
   bool is_bfloat16;
-  int64_t images, height, width, channels;  // before
-  int64_t rows, columns;                    // after
+  int64_t images, height, width, channels;  // size of the input
+  int64_t rows, columns;                    // size of the output
   int64_t tall, wide, down, across;         // window and strides
   int64_t above, before;                    // padding
-  const void *x, *y, *gradient;             // the latter two where the gradient of x is wanted
+  const void *x, *y, *gradient;             // y and its gradient are set only to compute the gradient of x
   void* out;
 
   int64_t blocks() const { return (channels + kChannelsAtOnce - 1) / kChannelsAtOnce; }
 };
 
-// Some channels of all pixels of an image.
+// A block of channels of all pixels of an image.
 template <typename T>
 struct Image {
   T* first;
@@ -43,12 +43,12 @@ template <typename T>
 [[gnu::always_inline]] inline void take_larger(const T* __restrict x, int64_t channels, float* __restrict largest) {
   for (int64_t c = 0; c < channels; ++c) {
     const float value = number(x[c]);
-    // NaN is taken, and stays.
+    // NaN counts as larger than any number, and is kept.
     largest[c] = value <= largest[c] || largest[c] != largest[c] ? largest[c] : value;
   }
 }
 
-// The gradient goes to the first that is as large, where nothing is left of it then.
+// Gives the gradient to the first pixel that equals the maximum; nothing is left for later pixels.
 template <typename T>
 [[gnu::always_inline]] inline void give(const T* __restrict x, const T* __restrict y, int64_t channels,
                                         float* __restrict left, T* __restrict out) {
@@ -60,7 +60,7 @@ template <typename T>
   }
 }
 
-// The same channels of the pixels before pooling, or after.
+// The channels from `channel` on of the pixels of an image: of the input, and of the output.
 template <typename T>
 [[gnu::always_inline]] inline Image<T> before(const Work& work, T* array, int64_t image, int64_t channel) {
   return {array + image * work.height * work.width * work.channels + channel, work.width, work.channels};
@@ -71,7 +71,7 @@ template <typename T>
   return {array + image * work.rows * work.columns * work.channels + channel, work.columns, work.channels};
 }
 
-// The pixels that one after pooling is made of, in their order.
+// Visits the input pixels in the window of one output pixel, row by row.
 template <typename Visit>
 [[gnu::always_inline]] inline void visit_window(const Work& work, int64_t row, int64_t column, const Visit& visit) {
   const int64_t top = row * work.down - work.above, left = column * work.across - work.before;
@@ -162,7 +162,7 @@ ffi::Error gradient(Images x, Images y, Images gradient, ffi::Result<Images> out
   return run(work, pool);
 }
 
-// What follows the arrays.
+// Adds the attributes and the context that follow the arrays.
 template <typename Binding>
 auto with_window(Binding binding) {
   return std::move(binding)

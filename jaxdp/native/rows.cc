@@ -1,4 +1,4 @@
-// Copies of rows from all over a large array: what batches are made of.
+// Copies rows from anywhere in a large array, to assemble batches.
 
 #include <algorithm>
 #include <atomic>
@@ -18,12 +18,12 @@ namespace {
 
 constexpr int64_t kLine = 64;
 
-// So far ahead of what is copied memory is asked for the rest of a row and, near its end, for the next one: rows are
-// from all over, and the hardware knows only what lies in a row. Into the second-level cache, as the first level waits
-// for a few lines at once only.
+// How many bytes ahead to prefetch: the rest of a row and, near its end, the next row. Rows come from anywhere in
+// memory, and hardware prefetching only works within a row. The second-level cache is the target, because the first
+// level can wait for only a few lines at once.
 constexpr int64_t kAhead = 8192;
 
-// What a thread takes at once of what is to be copied.
+// How much a thread takes at once of the data to copy.
 constexpr int64_t kBlockBytes = int64_t{1} << 18;
 
 [[gnu::always_inline]] inline void fetch(const uint8_t* row, int64_t bytes, const uint8_t* next, int64_t at) {
@@ -41,8 +41,8 @@ void copy(uint8_t* to, const uint8_t* row, int64_t bytes, const uint8_t* next) {
 }
 
 #if defined(__x86_64__)
-// Past the caches: nobody reads it soon, and no line is loaded to be overwritten. By whole lines; in halves or quarters
-// it takes longer than `copy` where reading has to wait.
+// Writes past the caches: the data is not read soon, and no line is loaded only to be overwritten. Writes whole lines;
+// writing halves or quarters is slower than `copy` when reads have to wait.
 [[gnu::target("avx512f")]] void stream(uint8_t* to, const uint8_t* row, int64_t bytes, const uint8_t* next) {
   for (int64_t at = 0; at < bytes; at += kLine) {
     fetch(row, bytes, next, at);
@@ -51,7 +51,7 @@ void copy(uint8_t* to, const uint8_t* row, int64_t bytes, const uint8_t* next) {
 }
 #endif
 
-// What copies rows of so many bytes that lie one behind the other from here on.
+// Returns the function that copies contiguous rows of `bytes` bytes to addresses from `to` on.
 auto way(const uint8_t* to, int64_t bytes) {
 #if defined(__x86_64__)
   const bool is_of_lines = reinterpret_cast<uintptr_t>(to) % kLine == 0 && bytes % kLine == 0;
@@ -60,7 +60,7 @@ auto way(const uint8_t* to, int64_t bytes) {
   return copy;
 }
 
-// Has others see what was written, past the caches too.
+// Makes all writes visible to other threads, including those past the caches.
 void settle() {
 #if defined(__x86_64__)
   _mm_sfence();
@@ -77,7 +77,7 @@ struct Rows {
   int64_t at_once;
 };
 
-// Rows to be copied, some at a time, by whatever threads come.
+// Rows to copy, a few at a time, by all threads that call `help`.
 struct Job : Rows {
   explicit Job(const Rows& rows) : Rows(rows) {}
 
@@ -98,10 +98,10 @@ struct Job : Rows {
   }
 };
 
-// Threads that help with jobs. One that wakes too late finds nothing left, and nobody waits for it.
+// Threads that help with jobs. A thread that wakes too late finds nothing left to do, and no other thread waits for it.
 class Helpers {
  public:
-  // They live as long as the process.
+  // The threads live as long as the process.
   static Helpers& all() {
     static auto* helpers = new Helpers;
     return *helpers;
@@ -137,8 +137,8 @@ class Helpers {
 #pragma GCC visibility push(default)
 extern "C" {
 
-// to[to_rows[i]] = from[from_rows[i]] for i < count, on up to so many threads. Returns 0; or 1, with nothing done, if
-// there is no such row among the num_from and num_to that there are.
+// to[to_rows[i]] = from[from_rows[i]] for i < count, on at most `threads` threads. Returns 0; or 1, with nothing done,
+// if a row is outside the num_from rows of `from` or the num_to rows of `to`.
 int jaxdp_copy_rows(const uint8_t* from, int64_t num_from, const int64_t* from_rows, uint8_t* to, int64_t num_to,
                     const int64_t* to_rows, int64_t count, int64_t row_bytes, int threads) {
   const auto outside = [count](const int64_t* rows, int64_t limit) {
@@ -148,7 +148,7 @@ int jaxdp_copy_rows(const uint8_t* from, int64_t num_from, const int64_t* from_r
   const int64_t at_once = std::max<int64_t>(1, kBlockBytes / std::max<int64_t>(1, row_bytes));
   const auto job = std::make_shared<Job>(Rows{from, from_rows, to, to_rows, count, row_bytes, at_once});
   const int64_t blocks = (count + at_once - 1) / at_once;
-  // A helper wakes in about the time of two blocks.
+  // Waking a helper takes about as long as copying two blocks.
   if (const auto others = std::min<int64_t>(threads - 1, blocks / 4); others > 0) Helpers::all().call(job, others);
   job->help();
   while (job->copied.load(std::memory_order_acquire) < count) std::this_thread::yield();

@@ -1,4 +1,4 @@
-// Work of XLA's programs on CPUs that the threads of its pool do together.
+// Shares work of XLA programs on CPUs among the threads of XLA's pool.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace jaxdp {
 
-// Calls `work` with each of 0, ..., parts - 1, by this thread and whatever others come while there are parts left.
+// Calls `work` with each of 0, ..., parts - 1, on this thread and on pool threads that arrive while parts are left.
 template <typename Work>
 void share(xla::ffi::ThreadPool& pool, int64_t parts, const Work& work) {
   struct Table {
@@ -40,7 +40,7 @@ void share(xla::ffi::ThreadPool& pool, int64_t parts, const Work& work) {
     }
   };
 
-  // Who comes late finds all parts taken, and touches nothing else of this call.
+  // A late worker finds no work left and touches nothing else of this call.
   const auto table = std::make_shared<Table>(work, parts);
   const int64_t helpers = std::min(pool.num_threads(), parts) - 1;
   for (int64_t number = 0; number < helpers; ++number) pool.Schedule([table] { table->take(); });

@@ -1,11 +1,11 @@
-// Loops that the compiler vectorises, and numbers of 16 bits in them.
+// Support for loops that the compiler vectorises, with bfloat16 values in them.
 
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// Compiled once for each of these kinds of CPU, and chosen when the library is loaded.
+// Compiles a function once per CPU type; the version is chosen when the library is loaded.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 #define JAXDP_VECTORISED __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -29,14 +29,14 @@ inline float value_of(uint32_t bits) {
 inline uint16_t to_bfloat16(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  // Rounding could carry a NaN over into an infinity or zero: it is made quiet instead.
+  // Rounding could turn a NaN into infinity or zero, so the NaN is made quiet instead.
   const uint32_t not_a_number = (bits >> 16) | 0x40;
   return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? not_a_number : rounded);
 }
 
 inline float from_bfloat16(uint16_t half) { return value_of(static_cast<uint32_t>(half) << 16); }
 
-// Numbers as arrays hold them: a uint16_t is a bfloat16.
+// Read and write array elements; a uint16_t is a bfloat16.
 inline float number(float value) { return value; }
 inline float number(uint16_t value) { return from_bfloat16(value); }
 inline void put(float value, float& to) { to = value; }

@@ -1,4 +1,4 @@
-"""From the config to one optax chain."""
+"""Builds the optax optimizer that the config asks for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ PyTree = Any
 
 
 def kernels(params: PyTree) -> PyTree:
-    """True for the arrays that weight decay and trust scaling apply to by default: not biases and normalisation.
+    """A tree of bools, True for the arrays to which weight decay and trust scaling apply by default.
 
-    Those are the arrays of at most one dimension; decaying or scaling them costs accuracy at large batches.
+    They do not apply to biases and normalisation parameters, the arrays of at most one dimension: decaying or scaling
+    these costs accuracy at large batch sizes.
     """
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
@@ -26,16 +27,16 @@ def kernels(params: PyTree) -> PyTree:
 def make_optimizer(
     config: OptimizerConfig, learning_rate: optax.Schedule, params: PyTree
 ) -> optax.GradientTransformation:
-    """The optimizer that the config asks for.
+    """Builds the optimizer that the config asks for.
 
-    "sgd" is v <- m v + g + beta w, w <- w - gamma v: the rate outside the momentum buffer, so that a change of
-    the rate needs no correction (Goyal et al. 2017, section 3). "lars" has it inside, as its paper. "adamw" is that of
-    Loshchilov and Hutter (2017, algorithm 2).
+    "sgd" is v <- m v + g + beta w, w <- w - gamma v. The rate is outside the momentum buffer, so that a change of the
+    rate needs no correction (Goyal et al. 2017, section 3). "lars" has the rate inside the buffer, as in its paper.
+    "adamw" follows Loshchilov and Hutter (2017, algorithm 2).
 
     Args:
-      config: name and settings.
-      learning_rate: by step.
-      params: of the model, to tell kernels from the rest.
+      config: name and settings of the optimizer.
+      learning_rate: learning rate as a function of the step.
+      params: parameters of the model, to distinguish kernels from other arrays.
     """
     chosen = jax.tree.map(lambda _: True, params) if config.vectors_too else kernels(params)
     if config.name == "lars":

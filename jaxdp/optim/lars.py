@@ -1,4 +1,4 @@
-"""LARS by the equation of You, Gitman and Ginsburg (2017, arXiv 1708.03888, algorithm 1)."""
+"""LARS as in You, Gitman and Ginsburg (2017, arXiv 1708.03888, algorithm 1)."""
 
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ PyTree = Any
 
 
 class LocalRates(NamedTuple):
-    """What is kept of a step, for those who watch it.
+    """Per-step values exposed for logging.
 
     Attributes:
-      trust_ratio: a tree like the parameters: the local rate of each array, of its dtype, 1 where it is not scaled.
+      trust_ratio: a tree like the parameters, with the local rate of each array in the dtype of that array; 1 for
+        arrays that are not scaled.
     """
 
     trust_ratio: PyTree
@@ -22,14 +23,14 @@ class LocalRates(NamedTuple):
 def scale_by_local_rate(
     *, trust_coefficient: float, weight_decay: float, scaled: PyTree
 ) -> optax.GradientTransformation:
-    r"""Multiplies each layer's decayed gradient with its local rate.
+    r"""Multiplies each array's decayed gradient by its local rate.
 
     .. math::
         u = \lambda (g + \beta w), \quad \lambda = \eta \frac{\|w\|}{\|g\| + \beta \|w\|}
 
-    with the gradient g, the weights w of one array, the trust coefficient eta and the weight decay beta. Where
-    either norm is 0 the local rate is 1. Arrays that are not scaled (biases and normalisation) keep u = g.
-    `optax.lars` is another rule: its ratio divides by the norm of g + beta w.
+    with the gradient g, the weights w of one array, the trust coefficient eta and the weight decay beta. The local
+    rate is 1 if either norm is 0. Arrays that are not scaled (biases and normalisation) keep u = g. `optax.lars` is a
+    different rule: its ratio divides by the norm of g + beta w.
 
     Args:
       trust_coefficient: eta, above 0.
@@ -69,17 +70,17 @@ def lars(
     trust_coefficient: float,
     scaled: PyTree,
 ) -> optax.GradientTransformation:
-    r"""The whole rule, with the rate inside the momentum buffer as in the paper.
+    r"""The LARS optimizer, with the rate inside the momentum buffer as in the paper.
 
     .. math::
         v \leftarrow m v + \gamma \lambda (g + \beta w), \quad w \leftarrow w - v
 
     Args:
-      learning_rate: gamma, by step.
-      momentum: m.
+      learning_rate: gamma, the learning rate as a function of the step.
+      momentum: m, the momentum coefficient of the velocity v.
       weight_decay: beta.
       trust_coefficient: eta.
-      scaled: see `scale_by_local_rate`.
+      scaled: a tree of bools like the parameters, True for arrays that are decayed and scaled.
     """
     return optax.chain(
         scale_by_local_rate(trust_coefficient=trust_coefficient, weight_decay=weight_decay, scaled=scaled),

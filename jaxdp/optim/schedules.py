@@ -1,4 +1,4 @@
-"""The learning rate of every step."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
 
 
 def make_schedule(config: ScheduleConfig, plan: Plan) -> optax.Schedule:
-    """Linear warmup to the scaled peak rate (Goyal et al. 2017, sections 2.1 and 2.2), then decay to the run's end.
+    """Linear warmup to the scaled peak rate (Goyal et al. 2017, sections 2.1 and 2.2), then decay.
 
-    The rate of step s, counted from 0, lies on a straight line from `warmup_init_rate` at 0 to the peak at
-    `warmup_steps`. From there it falls to `end_rate` at `total_steps`, as half a cosine or as (1 - t)^power with t from
-    0 to 1 (power 2 in You et al. 2017); or by a factor at each boundary (Goyal et al. 2017, section 5.1); or stays.
+    During warmup the rate changes linearly from `warmup_init_rate` at step 0 to the peak at `warmup_steps`. After it,
+    "cosine" and "polynomial" decay to `end_rate` at `total_steps`, as half a cosine or as (1 - t)^power with t from 0
+    to 1 (power 2 in You et al. 2017). "step" multiplies the rate by a factor at each boundary (Goyal et al. 2017,
+    section 5.1), and "constant" keeps it.
 
     Args:
-      config: the rates as the user gave them.
-      plan: has the peak rate and the numbers of steps.
+      config: settings of the schedule.
+      plan: peak rate and numbers of steps.
     """
     decay_steps = plan.total_steps - plan.warmup_steps
     if config.decay == "cosine":

@@ -1,8 +1,8 @@
-"""Answers questions about training by many runs.
+"""Studies that answer questions about training with many runs.
 
   mpirun -n 2 python -m jaxdp.study large_batch --table=large_batch.md --plot=large_batch.png
 
-Each study has a --help of its own.
+Add --help to the name of a study to see its options.
 """
 
 import sys
@@ -20,7 +20,7 @@ def main() -> None:
     elif study == "--help":
         print(__doc__)
     else:
-        print(f"jaxdp: error: there is no study {study!r}: known are {', '.join(STUDIES)}", file=sys.stderr)
+        print(f"jaxdp: error: unknown study {study!r}: choose from {', '.join(STUDIES)}", file=sys.stderr)
         sys.exit(world.USER_ERROR)
 
 

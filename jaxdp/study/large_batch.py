@@ -1,8 +1,8 @@
-"""Does the large-batch recipe keep the accuracy of the small batch? Digits, cross-validated; docs/large_batch.md.
+"""Cross-validated study of whether large-batch training keeps the accuracy of small batches, on the digits data set.
 
-Every arm trains for the same number of epochs, at the same base rates. Of each fold's base rates the one with the best
-accuracy on other, validating examples counts, and it counts by its accuracy on the fold. Ranks share the runs; what is
-done is kept in the workdir, and the study goes on from there.
+Every arm trains for the same number of epochs at the same base rates. For each test fold, the base rate with the best
+accuracy on a separate validation fold is chosen, and its accuracy on the test fold is reported. The runs are divided
+among the ranks. Finished runs are kept in the workdir, so an interrupted study resumes. See docs/large_batch.md.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from jaxdp.world import World
 
 
 def main(words: Sequence[str], world: World) -> None:
-    """Does what is left of the study, and has rank 0 print and write what it shows."""
+    """Completes the study; rank 0 prints and writes the results."""
     parser = parse.Parser("jaxdp.study large_batch", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     default = pathlib.Path("runs/large_batch")
-    parser.add_argument("--workdir", type=pathlib.Path, default=default, help="for the outcomes; default %(default)s")
-    parser.add_argument("--table", type=pathlib.Path, help="a file for the tables, in Markdown")
-    parser.add_argument("--plot", type=pathlib.Path, help="a file for the picture")
+    parser.add_argument("--workdir", type=pathlib.Path, default=default, help="output folder; default %(default)s")
+    parser.add_argument("--table", type=pathlib.Path, help="write the tables to this file, as Markdown")
+    parser.add_argument("--plot", type=pathlib.Path, help="write the plot to this file")
     arguments = parse.on_all_ranks(parser, words, lambda given: parse.check_writable(given.table, given.plot), world)
     if arguments is None:
         return
@@ -51,13 +51,13 @@ def main(words: Sequence[str], world: World) -> None:
 
 
 def carry_out(small: Config, protocol: Protocol, folder: pathlib.Path, world: World) -> list[Summary]:
-    """Does the runs that are left of this study; all ranks call it together.
+    """Does all remaining runs of the study and summarises its arms; all ranks must call it together.
 
     Args:
-      small: the config of the small batch.
-      protocol: of the study.
-      folder: for the outcomes, of this study alone.
-      world: among whose ranks the runs are shared out.
+      small: config of the small batch.
+      protocol: protocol of the study.
+      folder: folder of the outcomes, used by this study only.
+      world: the ranks that share the runs.
     """
     from jaxdp.data.catalog import open_source
     from jaxdp.data.tfds_source import prepare_digits
@@ -74,10 +74,10 @@ def carry_out(small: Config, protocol: Protocol, folder: pathlib.Path, world: Wo
             outcomes.claim(small, protocol)
     done = world.bcast(outcomes.gathered() if world.is_root else None)
     left = [run for run in runs(protocol) if run not in done]
-    # Neighbours share a program: every rank has its part of each arm.
+    # Runs of one arm are adjacent and share a compiled program. A stride gives every rank a part of each arm.
     mine = left[world.rank :: world.size]
     if world.is_root:
-        print(f"{len(done)} runs are done, {len(left)} are left, {len(mine)} of them are mine", flush=True)
+        print(f"{len(done)} runs done, {len(left)} left, {len(mine)} of them on this rank", flush=True)
 
     @functools.lru_cache(maxsize=1)
     def program_of(arm: Arm, num_train: int) -> training.Training:
@@ -90,46 +90,46 @@ def carry_out(small: Config, protocol: Protocol, folder: pathlib.Path, world: Wo
             state = program(seed=run.repeat, peak_rate=run.arm.peak_rate(run.base_rate), train=train)
             add(run, Outcome(*program.evaluate(state, validation), *program.evaluate(state, test)))
             if world.is_root and number % 50 == 0:
-                print(f"{number} of {len(mine)}", flush=True)
+                print(f"{number} of {len(mine)} runs done", flush=True)
     world.barrier()
     found = world.bcast(outcomes.gathered() if world.is_root else None)
     return summarise(found, protocol, num_examples)
 
 
 class Outcomes:
-    """What is known of a study, in a folder: each rank adds to a file of its own, rank 0 gathers them in one.
+    """The outcomes of a study in a folder: each rank appends to a separate file, and rank 0 merges the files.
 
     Args:
-      folder: of this study alone.
+      folder: folder of this study only.
     """
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
 
     def claim(self, small: Config, protocol: Protocol) -> None:
-        """Makes the folder this study's.
+        """Claims the folder for this study.
 
         Raises:
-          ValueError: it is another one's, or cannot be written.
+          ValueError: the folder belongs to another study or cannot be written.
         """
         workdir.check_workdir(small, self._folder)
         path, mine = self._folder / "protocol.json", json.dumps(dataclasses.asdict(protocol))
         if path.exists() and path.read_text() != mine:
-            raise ValueError(f"{self._folder} holds a study by another protocol: choose another --workdir")
+            raise ValueError(f"{self._folder} contains a study with a different protocol: choose another --workdir")
         workdir.claim_workdir(small, self._folder)
         path.write_text(mine)
 
     @contextlib.contextmanager
     def adding(self, rank: int) -> Iterator[Callable[[Run, Outcome], None]]:
-        """What adds an outcome, which is kept whatever becomes of the job."""
+        """Yields a function that appends an outcome to the file of this rank; it is kept even if the job is killed."""
         with (self._folder / f"outcomes-{rank}.jsonl").open("a", buffering=1) as file:
             yield lambda run, outcome: print(_line(run, outcome), file=file)
 
     def gathered(self) -> dict[Run, Outcome]:
-        """All that there are, from now on in one file."""
+        """Returns all outcomes and merges them into one file."""
         found, of_ranks = {}, sorted(self._folder.glob("outcomes-*.jsonl"))
         for path in (self._folder / "outcomes.jsonl", *of_ranks):
-            # A last line that a killed job left half-written is left out.
+            # Skip the incomplete last line that a killed job may have left.
             for line in path.read_text().split("\n")[:-1] if path.exists() else ():
                 entry = json.loads(line)
                 found[Run(**entry["run"])] = Outcome(**entry["outcome"])
@@ -146,10 +146,10 @@ def _line(run: Run, outcome: Outcome) -> str:
 
 
 def tables(summaries: Sequence[Summary], small: Config) -> str:
-    """The arms, and each at every base rate, in Markdown."""
+    """Returns two Markdown tables: the arms, and the accuracy of each arm at every base rate."""
     rates = list(summaries[0].by_rate)
     text = [
-        "| batch | what is done | accuracy, % | difference to the small batch, points | base rates chosen |",
+        "| batch | method | accuracy, % | difference from the small batch, points | base rates chosen |",
         "|---|---|---|---|---|",
     ]
     for entry in summaries:
@@ -158,7 +158,7 @@ def tables(summaries: Sequence[Summary], small: Config) -> str:
         text.append(f"| {_who(entry.arm, small)} | {accuracy} | {difference} | {chosen} |")
     text += [
         "",
-        "| batch | what is done | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "| batch | method | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
         "|---|---|" + "---|" * len(rates),
     ]
     for entry in summaries:

@@ -1,4 +1,4 @@
-"""Pictures of what the studies found."""
+"""Plots of the results of the studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxdp.study.protocol import METHODS, Summary
 
 
 def large_batch(summaries: Sequence[Summary], small: Config, path: pathlib.Path) -> None:
-    """Above, the accuracy of each arm with its interval; below, its error over the base rate, a picture a batch."""
+    """Plots, per batch size, the accuracy of each arm with its interval, and below it the error over the base rate."""
     multiples = list(dict.fromkeys(entry.arm.multiple for entry in summaries))
 
     def draw(grid: Any) -> None:
@@ -32,8 +32,8 @@ def large_batch(summaries: Sequence[Summary], small: Config, path: pathlib.Path)
             below.set(xscale="log", yscale="log", xlabel=f"base rate, at batch {small.batch_size}")
             for axes in (above, below):
                 axes.grid(which="both", alpha=0.3)
-        grid[0][0].set_ylabel("accuracy, %, 95 % interval")
-        grid[1][0].set_ylabel("error at a base rate, %")
+        grid[0][0].set_ylabel("accuracy, %, with 95 % interval")
+        grid[1][0].set_ylabel("error at each base rate, %")
         grid[0][0].legend(*grid[1][-1].get_legend_handles_labels(), fontsize="small", loc="lower left")
         grid[0][0].set_ylim(top=100)
 

@@ -1,4 +1,4 @@
-"""What the study of large batches compares, and what its runs say; see docs/large_batch.md."""
+"""Protocol of the large-batch study: its arms, runs, data splits and summaries. See docs/large_batch.md."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from jaxdp.study.statistics import Interval, corrected_interval
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is compared; settled before the first run.
+    """The settings of the study, fixed before the first run.
 
     Attributes:
-      multiples: of the small batch.
-      rates: the base rates of every arm, at the small batch.
-      warmup_epochs: of the arms with a warmup.
-      folds: of the cross-validation; one is tested on, the next one chooses the rate, the others are trained on.
-      repeats: of all of it, each with folds, parameters and orders of its own.
+      multiples: batch sizes, as multiples of the small batch.
+      rates: base rates of every arm, before they are scaled to the batch size.
+      warmup_epochs: length of the warmup in the arms with warmup.
+      folds: number of folds of the cross-validation. One fold is the test set, the next one is used to choose the base
+        rate, and the remaining folds are the training set.
+      repeats: number of repetitions of the cross-validation, each with different folds, initial parameters and data
+        order.
     """
 
     multiples: tuple[int, ...] = (1, 4, 8, 16)
@@ -32,7 +34,7 @@ class Protocol:
     repeats: int = 3
 
 
-# What each changes of the small batch's config.
+# Changes that each method makes to the config of the small batch.
 METHODS = {
     "unchanged": "rate unchanged",
     "scaled": "rate scaled",
@@ -43,13 +45,13 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A batch, a multiple of the small one, and what is done about it."""
+    """One arm of the study: a batch size, as a multiple of the small batch, and a method to adapt training to it."""
 
     multiple: int
     method: str
 
     def config(self, small: Config, protocol: Protocol) -> Config:
-        """That of its runs, but for seed and rate."""
+        """Returns the config of the runs of this arm, except for the seed and the rate."""
         warms = self.method in ("warmup", "lars")
         return dataclasses.replace(
             small,
@@ -63,7 +65,7 @@ class Arm:
 
 
 def arms(protocol: Protocol) -> list[Arm]:
-    """All of them; at the small batch there is nothing to scale."""
+    """Returns all arms. At the small batch there is no "scaled" arm, because scaling by 1 changes nothing."""
     return [
         Arm(multiple, method)
         for multiple in protocol.multiples
@@ -74,13 +76,13 @@ def arms(protocol: Protocol) -> list[Arm]:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training of a network.
+    """One training run.
 
     Attributes:
-      multiple, method: of its arm.
-      base_rate: at the small batch.
-      repeat: which repetition: the seed of folds, parameters and order.
-      fold: that is tested on.
+      multiple, method: the arm of the run.
+      base_rate: learning rate before it is scaled to the batch size.
+      repeat: index of the repetition, and the seed of the folds, the initial parameters and the data order.
+      fold: index of the test fold.
     """
 
     multiple: int
@@ -95,7 +97,7 @@ class Run:
 
 
 def runs(protocol: Protocol) -> Iterator[Run]:
-    """All of them, arm after arm."""
+    """Yields all runs, arm by arm."""
     for arm in arms(protocol):
         for repeat in range(protocol.repeats):
             for fold in range(protocol.folds):
@@ -105,7 +107,7 @@ def runs(protocol: Protocol) -> Iterator[Run]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run came to: on the examples that choose the rate, and on those of its fold."""
+    """Accuracy and mean loss of a run on the validation fold, which decides the rate, and on the test fold."""
 
     validation_accuracy: float
     validation_loss: float
@@ -114,7 +116,7 @@ class Outcome:
 
 
 def split(num_examples: int, protocol: Protocol, *, repeat: int, fold: int) -> tuple[np.ndarray, ...]:
-    """The examples to train on, to choose the rate by, and to test on."""
+    """Returns the indices of the training, validation and test examples."""
     order, bounds = permutation(num_examples, seed=repeat, epoch=0), even_bounds(num_examples, protocol.folds)
     parts = [order[bounds[part] : bounds[part + 1]] for part in range(protocol.folds)]
     test, validation = fold, (fold + 1) % protocol.folds
@@ -123,7 +125,7 @@ def split(num_examples: int, protocol: Protocol, *, repeat: int, fold: int) -> t
 
 
 def best(outcomes: dict[Run, Outcome], run: Run, protocol: Protocol) -> Run:
-    """Of the same run at all base rates, that with the best validation accuracy; if several have it, the least loss."""
+    """Returns the run at the best base rate: that with the highest validation accuracy, ties broken by lowest loss."""
     same = [dataclasses.replace(run, base_rate=rate) for rate in protocol.rates]
 
     def merit(run: Run) -> tuple[float, float]:
@@ -135,14 +137,15 @@ def best(outcomes: dict[Run, Outcome], run: Run, protocol: Protocol) -> Run:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What an arm came to.
+    """The result of one arm.
 
     Attributes:
-      arm: which.
-      accuracy: on the folds, at the rates chosen for each.
-      difference: to the small batch at the unchanged rate, fold by fold; None for that itself.
-      chosen: base rates, and for how many folds.
-      by_rate: for each base rate the mean accuracy on the folds.
+      arm: the arm.
+      accuracy: test accuracy at the base rate chosen for each fold.
+      difference: paired difference in accuracy, fold by fold, from the small batch at the unchanged rate; None for that
+        arm itself.
+      chosen: number of folds for which each base rate was chosen.
+      by_rate: mean test accuracy at each base rate.
     """
 
     arm: Arm
@@ -153,7 +156,7 @@ class Summary:
 
 
 def summarise(outcomes: dict[Run, Outcome], protocol: Protocol, num_examples: int) -> list[Summary]:
-    """An entry an arm, from the outcomes of all runs."""
+    """Summarises each arm from the outcomes of all runs."""
     folds = [(repeat, fold) for repeat in range(protocol.repeats) for fold in range(protocol.folds)]
     interval = functools.partial(
         corrected_interval,

@@ -1,4 +1,4 @@
-"""What differences between cross-validated accuracies say."""
+"""Confidence intervals for cross-validated accuracies and their differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Interval(NamedTuple):
-    """A mean, and the bounds between which the true one lies with 95 % confidence."""
+    """A mean and its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -18,16 +18,17 @@ class Interval(NamedTuple):
 
 
 def corrected_interval(values: Sequence[float], *, num_test: float, num_train: float) -> Interval:
-    """The mean over the folds of a repeated cross-validation, with its 95 % interval.
+    """Returns the mean over the folds of a repeated cross-validation with its 95 % confidence interval.
 
-    Folds share most of their training examples, so values of different folds go together: the variance of their mean is
-    (1 / J + num_test / num_train) times that of the J values, not 1 / J (Nadeau and Bengio 2003; Bouckaert and Frank
-    2004 for repeated ones), with Student's t of J - 1 degrees of freedom.
+    Different folds share most of their training examples, so their values are correlated. The variance of the mean of J
+    values is therefore (1 / J + num_test / num_train) times their variance, rather than 1 / J times (Nadeau and Bengio
+    2003; Bouckaert and Frank 2004 for repeated cross-validation). The interval uses Student's t distribution with J - 1
+    degrees of freedom.
 
     Args:
-      values: one a fold and repetition, 2 or more.
-      num_test: examples that each is a mean over.
-      num_train: examples that were trained on for each.
+      values: one value per fold and repetition, at least 2.
+      num_test: number of test examples behind each value.
+      num_train: number of training examples behind each value.
     """
     from scipy import stats
 

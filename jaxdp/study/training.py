@@ -1,4 +1,4 @@
-"""Whole runs on a small data set that lies on the device, for studies of many of them."""
+"""Complete training runs on a small data set held on one device, for studies with many runs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Examples:
     """A data set in memory.
 
     Attributes:
-      images_NHWC: uint8.
-      labels_N: int32.
-      num_classes: K.
+      images_NHWC: images, uint8.
+      labels_N: labels, int32.
+      num_classes: number of classes.
     """
 
     images_NHWC: np.ndarray
@@ -37,7 +37,7 @@ class Examples:
 
     @classmethod
     def of(cls, source: Source) -> Examples:
-        """All of a set, those of the split to train on first."""
+        """Reads a whole data set, the training split first and then the test split."""
         splits = [source.records(split).__getitems__(range(source.sizes[split])) for split in ("train", "test")]
         records = [record for split in splits for record in split]
         labels_N = np.array([record["label"] for record in records], np.int32)
@@ -45,15 +45,17 @@ class Examples:
 
 
 class Training:
-    """The steps of `jaxdp.train` on one device: runs that differ in seed, examples and peak rate share a program.
+    """Runs the steps of `jaxdp.train` on one device.
+
+    Runs that differ only in seed, examples and peak rate share a compiled program.
 
     Args:
-      config: of the runs, but for seed and peak rate.
-      examples: to train and to evaluate on.
-      num_train: of them, how many a run trains on.
+      config: config of the runs, except for the seed and the peak rate.
+      examples: the data set, for training and evaluation.
+      num_train: number of examples that a run trains on.
 
     Raises:
-      ValueError: the config does not fit so many examples.
+      ValueError: the config does not fit this number of training examples.
     """
 
     def __init__(self, config: Config, examples: Examples, num_train: int):
@@ -66,12 +68,12 @@ class Training:
         self._sums = jax.jit(self._evaluate)
 
     def __call__(self, *, seed: int, peak_rate: float, train: np.ndarray) -> TrainState:
-        """The state at the end of a run.
+        """Does one run and returns its final state.
 
         Args:
-          seed: of the parameters and of the order of the data.
-          peak_rate: from which the rate falls.
-          train: int64 [num_train], the examples to train on.
+          seed: seed of the initial parameters and of the data order.
+          peak_rate: highest learning rate of the schedule.
+          train: indices of the examples to train on, int64 [num_train].
         """
         order = Order(len(train), self._config.batch_size, seed)
         assert order.num_examples == self.plan.num_examples
@@ -83,7 +85,7 @@ class Training:
         return state
 
     def evaluate(self, state: TrainState, examples: np.ndarray) -> tuple[float, float]:
-        """Accuracy and mean loss on these examples, int64 [N]."""
+        """Returns the accuracy and the mean loss on the examples with these indices, int64 [N]."""
         sums = self._sums(state, examples)
         return float(sums["hits"]) / len(examples), float(sums["loss"]) / len(examples)
 

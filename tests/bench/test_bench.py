@@ -1,4 +1,4 @@
-"""The benchmarks as a user starts them."""
+"""Tests of the benchmarks, most of them run from the command line as a user would."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from jaxdp.bench.peers import running_steps
 from jaxdp.collectives.algorithms import ALGORITHMS, multicolor
 
 
-def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
+def test_allreduce_benchmark_times_checks_and_writes_results(jobs, tmp_path):
     ended = jobs.run(
         4,
         *("-m", "jaxdp.bench", "allreduce", "--sizes=4K,100K", "--colors=1,3", "--segment=10K", "--repeat=3"),
@@ -24,9 +24,10 @@ def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
     document = json.loads((tmp_path / "rows.json").read_text())
     rows = document["rows"]
     assert document["ranks"] == 4
-    # On one node there is nothing for the hierarchical one to do; MPI's own and another color are there as well.
+    # On one node `hierarchical` has nothing to do and is skipped; MPI's own allreduce and `auto` are measured too.
     expected = {*ALGORITHMS, "mpi", "auto"} - {"hierarchical"}
     assert {row["algorithm"] for row in rows} == expected
+    # The 3 further rows per size: a second number of colors on both engines, and mpi4py.
     assert len(rows) == 2 * (2 * len(expected) + 3)
     for row in rows:
         assert row["exact"] is True
@@ -41,7 +42,7 @@ def test_allreduces_are_timed_checked_and_written(jobs, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_16_bits_on_the_wire_are_exact_too_for_whole_numbers(jobs):
+def test_bfloat16_wire_is_exact_for_whole_numbers(jobs):
     ended = jobs.run(
         3, "-m", "jaxdp.bench", "allreduce", "--sizes=64K", "--algorithms=ring", "--wire=bfloat16", "--repeat=2"
     )
@@ -50,7 +51,7 @@ def test_16_bits_on_the_wire_are_exact_too_for_whole_numbers(jobs):
     assert "NO" not in ended.out
 
 
-def test_jaxs_own_allreduce_is_measured_by_itself(jobs, tmp_path):
+def test_xla_allreduce_is_measured_alone(jobs, tmp_path):
     words = ["--engine=xla", "--sizes=64K", "--repeat=2", f"--json={tmp_path / 'rows.json'}"]
     ended = jobs.run(3, "-m", "jaxdp.bench", "allreduce", *words, devices=2)
     assert ended.code == 0, ended.err
@@ -61,14 +62,14 @@ def test_jaxs_own_allreduce_is_measured_by_itself(jobs, tmp_path):
 @pytest.mark.parametrize(
     ("ranks", "words", "message"),
     [
-        (1, [], "an allreduce needs 2 ranks or more to measure, this world has 1"),
+        (1, [], "the allreduce benchmark needs at least 2 ranks, this job has 1"),
         (2, ["--sizes=64X"], "'64X' is not a size: write it as 4096, 64K, 25M or 1G"),
-        (2, ["--algorithms=rings"], "--algorithms 'rings' is unknown: known are all, multicolor"),
-        (2, ["--colors=3"], "3 colors need at least 3 ranks, this world has 2"),
+        (2, ["--algorithms=rings"], "unknown algorithm 'rings' in --algorithms: choose from all, multicolor"),
+        (2, ["--colors=3"], "3 colors need at least 3 ranks, but this job has 2"),
         (2, ["--json=/nowhere/x.json"], "/nowhere/x.json cannot be written: there is no folder /nowhere"),
     ],
 )
-def test_a_mistake_is_one_message(jobs, ranks, words, message):
+def test_usage_error_prints_one_message(jobs, ranks, words, message):
     ended = jobs.run(ranks, "-m", "jaxdp.bench", "allreduce", *words)
     assert ended.code == 2
     assert ended.err.count("jaxdp: error:") == 1
@@ -76,15 +77,15 @@ def test_a_mistake_is_one_message(jobs, ranks, words, message):
     assert "Traceback" not in ended.err
 
 
-def test_an_unknown_benchmark_is_one_message(jobs):
+def test_unknown_benchmark_prints_one_message(jobs):
     ended = jobs.run(0, "-m", "jaxdp.bench", "speed")
     assert (ended.code, ended.out) == (2, "")
     known = "allreduce, step, staging, input, schedule, scaling, weak"
-    assert ended.err == f"jaxdp: error: there is no benchmark 'speed': known are {known}\n"
+    assert ended.err == f"jaxdp: error: unknown benchmark 'speed': choose from {known}\n"
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_schedule_is_described_and_drawn(algorithm, tmp_path, capsys):
+def test_schedule_is_described_and_drawn(algorithm, tmp_path, capsys):
     drawing = tmp_path / "trees.svg"
     schedule.main([f"--algorithm={algorithm}", "--ranks=12", "--colors=3", f"--plot={drawing}"])
     said = capsys.readouterr().out
@@ -93,7 +94,7 @@ def test_a_schedule_is_described_and_drawn(algorithm, tmp_path, capsys):
     assert xml.etree.ElementTree.parse(drawing).getroot().tag.endswith("svg")
 
 
-def test_the_words_about_a_schedule_are_its_own(capsys):
+def test_schedule_description_matches_the_schedule(capsys):
     schedule.main(["--algorithm=multicolor", "--ranks=8", "--colors=4"])
     said = capsys.readouterr().out
     assert "rounds    4\n" in said
@@ -102,21 +103,22 @@ def test_the_words_about_a_schedule_are_its_own(capsys):
     assert "sends 1.75 to 1.75 payloads" in said
 
 
-def test_a_mistake_in_a_schedule_is_one_message(capsys):
+def test_invalid_schedule_options_print_one_message(capsys):
     with pytest.raises(SystemExit) as ended:
         schedule.main(["--ranks=3", "--colors=9"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("jaxdp: error: 9 colors need from 9 ranks up, this world has 3")
+    assert capsys.readouterr().err.startswith("jaxdp: error: 9 colors need at least 9 ranks, but this job has 3")
 
 
-def test_parents_and_depths_are_those_of_the_trees():
+def test_parents_and_depths_match_the_trees():
     parents = schedule.parents(multicolor(6, colors=2, arity=2))
-    # As drawn in the README: rank 0 over 1 and 2, 1 over 3 and 4, 2 over 5; and the same three ranks on.
+    # As drawn in the README: rank 0 is the parent of 1 and 2, 1 of 3 and 4, 2 of 5. The second tree is the first,
+    # shifted by three ranks.
     np.testing.assert_array_equal(parents, [[-1, 0, 0, 1, 1, 2], [4, 4, 5, -1, 3, 3]])
     np.testing.assert_array_equal(schedule.depths(parents[0]), [0, 1, 1, 2, 2, 2])
 
 
-def test_scaling_prices_and_shows_what_was_measured(tmp_path, capsys):
+def test_scaling_prints_predicted_and_measured_times(tmp_path, capsys):
     rows = [
         {"algorithm": "ring", "label": "ring", "size_bytes": 1_000_000, "median_s": 0.0123},
         {"algorithm": "ring", "label": "ring", "size_bytes": 2_000_000, "median_s": 0.0456},
@@ -134,29 +136,29 @@ def test_scaling_prices_and_shows_what_was_measured(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["2", "3", "4", "5", "6", "7", "8", "16"]
     assert "0.0123" in lines[4]
-    # Of another size, and of other colors than the 4 that are priced.
+    # The prediction is for 1 MB and 4 colors, so measurements of another size or number of colors are left out.
     assert "0.0456" not in "".join(lines)
     assert "0.0789" not in "".join(lines)
-    # Bytes alone: 1.5 payloads of 8 ms.
+    # The bandwidth term alone: 1.5 payloads of 8 ms each.
     assert float(lines[4].split()[-2]) == pytest.approx(0.012, rel=0.02)
     assert (tmp_path / "scaling.png").stat().st_size > 1000
 
 
-def test_a_file_that_is_not_of_the_benchmark_is_refused(tmp_path, capsys):
+def test_file_not_written_by_the_benchmark_is_refused(tmp_path, capsys):
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(SystemExit):
         scaling.main([f"--measured={tmp_path / 'x.json'}"])
-    assert "x.json is not a file of `bench allreduce --json`" in capsys.readouterr().err
+    assert "x.json was not written by `bench allreduce --json`" in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_written_is_a_users_mistake(tmp_path):
+def test_unwritable_plot_is_a_user_error(tmp_path):
     with pytest.raises(ValueError, match="cannot be written"):
         plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "no" / "x.png", title="")
     with pytest.raises(ValueError, match="cannot be written"):
         plots.scaling({"ring": [(2, 1.0)]}, {}, tmp_path / "x.nonsense", title="")
 
 
-# It runs where packages that it has no need of are missing.
+# Runs the benchmark as if the packages that it does not need were not installed.
 BARE = """
 import runpy, sys
 sys.modules |= dict.fromkeys(["mpi4jax", "ml_collections", "tensorflow_datasets"])
@@ -165,7 +167,7 @@ runpy.run_module("jaxdp.bench", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(("engine", "devices"), [("native", 2), pytest.param("xla", 1, marks=TAKES_LONG)])
-def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
+def test_step_benchmark_measures_the_step_and_its_parts(jobs, tmp_path, engine, devices):
     words = ["--model=cnn", "--image_size=8", "--batch=4", "--repeat=3", "--bucket=100K", f"--engine={engine}"]
     if engine == "native":
         words += [f"--trace={tmp_path / 'trace.json'}", f"--plot={tmp_path / 'step.png'}"]
@@ -186,7 +188,7 @@ def test_a_step_and_its_parts_are_measured(jobs, tmp_path, engine, devices):
         assert (tmp_path / "step.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_way_of_buckets_by_the_host_is_measured_leg_by_leg(jobs, tmp_path):
+def test_staging_benchmark_measures_each_stage(jobs, tmp_path):
     words = ["--bucket=30", "--buckets=3", "--repeat=2", f"--json={tmp_path / 'rows.json'}"]
     ended = jobs.run(2, "-m", "jaxdp.bench", "staging", *words, devices=3)
     assert ended.code == 0, ended.err
@@ -195,13 +197,13 @@ def test_the_way_of_buckets_by_the_host_is_measured_leg_by_leg(jobs, tmp_path):
         *("devices to pinned memory", "over the ranks", "host to devices", "all, bucket by bucket")
     ]
     for row in rows:
-        # Buckets of whole float32.
+        # The bucket size is rounded up to a whole number of float32 values.
         assert (row["ranks"], row["devices"], row["num_bytes"], len(row["seconds"])) == (2, "3 x cpu", 3 * 32, 2)
         assert row["gb_s"] == pytest.approx(96e-9 / np.median(row["seconds"]))
         assert row["leg"] in ended.out
 
 
-def test_the_way_of_images_to_the_devices_is_measured(jobs, tmp_path):
+def test_input_benchmark_measures_loading_images_onto_devices(jobs, tmp_path):
     words = ["--sizes=8", "--batch=4", "--steps=8", "--repeat=2", "--bytes=10K", "--step", "--model=cnn"]
     ended = jobs.run(2, "-m", "jaxdp.bench", "input", *words, f"--json={tmp_path / 'rows.json'}", devices=2)
     assert ended.code == 0, ended.err
@@ -215,13 +217,13 @@ def test_the_way_of_images_to_the_devices_is_measured(jobs, tmp_path):
 
 
 FAKE = """#!/bin/sh
-# Answers as peer_loaders.py does, for two settings of one loader.
+# Replies like peer_loaders.py, with two settings of one loader.
 echo '[["Sieve", "slow"], ["Sieve", "fast"]]'
 while read -r way; do if [ "$way" = 0 ]; then echo 8.0; else echo 4.0; fi; done
 """
 
 
-def test_peers_are_measured_in_the_same_run_and_their_fastest_setting_counts(jobs, tmp_path):
+def test_third_party_loaders_report_only_their_fastest_setting(jobs, tmp_path):
     python, rows = tmp_path / "python", tmp_path / "rows.json"
     python.write_text(FAKE)
     python.chmod(0o755)
@@ -233,7 +235,7 @@ def test_peers_are_measured_in_the_same_run_and_their_fastest_setting_counts(job
     assert found["Sieve: fast"] == 8 * 4 / 4.0
 
 
-def test_a_peers_steps_are_asked_for_one_by_one(tmp_path):
+def test_third_party_steps_are_measured_on_request(tmp_path):
     python, asked = tmp_path / "python", tmp_path / "asked"
     python.write_text(FAKE.replace("#!/bin/sh", f'#!/bin/sh\necho "$@" > {asked}'))
     python.chmod(0o755)
@@ -244,22 +246,26 @@ def test_a_peers_steps_are_asked_for_one_by_one(tmp_path):
     assert words == ["resnet50", "4", "64", "bfloat16", "2"]
 
 
-def test_a_model_that_torch_does_not_have_is_refused(jobs):
+def test_model_missing_from_torchvision_is_refused(jobs):
     words = ["--model=cnn", f"--peers={sys.executable}"]
     ended = jobs.run(0, "-m", "jaxdp.bench", "step", *words)
     assert ended.code == 2
-    assert "torchvision has, which 'cnn' of this benchmark is not: use --model=resnet50" in ended.err
+    assert "--peers cannot measure --model='cnn', which torchvision does not have: use --model=resnet50" in ended.err
 
 
 @pytest.mark.parametrize(
     ("ranks", "python", "message"),
     [
-        (0, sys.executable, "the Python of --peers has neither Grain nor torch: launch/peers makes one that has"),
-        (2, sys.executable, "--peers is a Python (launch/peers makes one), for one rank without mpirun, not "),
-        (0, "/nowhere", "--peers is a Python (launch/peers makes one), for one rank without mpirun, not '/nowhere'"),
+        (0, sys.executable, "the Python of --peers has neither Grain nor torch: create one with launch/peers"),
+        (
+            2,
+            sys.executable,
+            f"cannot use --peers={sys.executable!r}: give a Python made by launch/peers, and start without mpirun",
+        ),
+        (0, "/nowhere", "cannot use --peers='/nowhere': give a Python made by launch/peers, and start without mpirun"),
     ],
 )
-def test_peers_that_cannot_be_measured_are_refused(jobs, ranks, python, message):
+def test_invalid_peers_option_is_refused(jobs, ranks, python, message):
     ended = jobs.run(ranks, "-m", "jaxdp.bench", "input", "--sizes=8", "--batch=4", "--bytes=100K", f"--peers={python}")
     assert ended.code == 2
     assert ended.err.count("jaxdp: error: ") == 1
@@ -268,7 +274,7 @@ def test_peers_that_cannot_be_measured_are_refused(jobs, ranks, python, message)
 
 
 @TAKES_LONG
-def test_loading_a_data_set_is_timed_beside_reading_its_files(jobs, tmp_path):
+def test_load_benchmark_compares_loading_with_raw_file_reads(jobs, tmp_path):
     jobs.train(1, "for-load", "--stop_at_step=1")
     words = ["--sizes=8", "--batch=4", "--bytes=100K", "--repeat=1", "--steps=8", "--load=digits"]
     ended = jobs.run(2, "-m", "jaxdp.bench", "input", *words, f"--json={tmp_path / 'rows.json'}")

@@ -1,4 +1,4 @@
-"""Properties that every algorithm in the table has, and those that its docstring claims."""
+"""Tests of the properties that every algorithm has, and of those that its docstring claims."""
 
 import collections
 
@@ -15,7 +15,7 @@ SAMPLED = [100, 127, 256, pytest.param(500, marks=TAKES_LONG)]
 
 
 def settings(name, num_ranks):
-    """The options of an algorithm that are worth trying in a world, the default among them."""
+    """Returns the combinations of options with which an algorithm is tested on `num_ranks` ranks."""
     if name == "hierarchical":
         return [
             {"inner": inner, "outer": outer, "ranks_per_node": size, "colors": min(2, num_ranks // size), "arity": 2}
@@ -47,7 +47,7 @@ def test_every_algorithm_is_an_allreduce(num_ranks, wire_rounds):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_is_an_allreduce_of_1024_ranks(name):
+def test_every_algorithm_is_an_allreduce_on_1024_ranks(name):
     algorithm = ALGORITHMS[name]
     options = {"colors": 4, "arity": 4, "inner": "ring", "outer": "multicolor", "ranks_per_node": 8}
     verify(algorithm.schedule(1024, **{option: options[option] for option in algorithm.options}))
@@ -55,7 +55,7 @@ def test_every_algorithm_is_an_allreduce_of_1024_ranks(name):
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 8, 13])
 @pytest.mark.parametrize("num_elements", [1, 3, 50])
-def test_the_oracle_sums_exactly_and_alike(num_ranks, num_elements):
+def test_oracle_sums_integers_exactly_on_every_rank(num_ranks, num_elements):
     payloads = [np.random.default_rng(rank).integers(-99, 99, num_elements) for rank in range(num_ranks)]
     for _, _, schedule in schedules(num_ranks):
         results = run_numpy.allreduce(schedule, payloads)
@@ -64,7 +64,7 @@ def test_the_oracle_sums_exactly_and_alike(num_ranks, num_elements):
 
 @pytest.mark.parametrize("wire", [np.float32, np.float16])
 @pytest.mark.parametrize("num_ranks", [2, 3, 7])
-def test_replicas_have_equal_bits_where_additions_round(num_ranks, wire):
+def test_replicas_are_bit_identical_despite_rounding(num_ranks, wire):
     payloads = [np.random.default_rng(rank).standard_normal(1000, np.float32) for rank in range(num_ranks)]
     for _, _, schedule in schedules(num_ranks):
         results = run_numpy.allreduce(schedule, payloads, on_wire=lambda x: x.astype(wire).astype(x.dtype))
@@ -74,7 +74,7 @@ def test_replicas_have_equal_bits_where_additions_round(num_ranks, wire):
 
 
 @pytest.mark.parametrize("num_ranks", [*range(2, 34), *SAMPLED[:2]])
-def test_no_algorithm_moves_less_than_any_must(num_ranks):
+def test_bytes_respect_the_lower_bound_and_optimal_algorithms_attain_it(num_ranks):
     for name, options, schedule in schedules(num_ranks):
         found = counts(schedule)
         assert found.lower_bound == 2 * (num_ranks - 1) / num_ranks
@@ -89,14 +89,14 @@ def test_no_algorithm_moves_less_than_any_must(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 8, 13, 64])
-def test_multicolor_with_as_many_colors_as_ranks_meets_the_bound(num_ranks):
+def test_multicolor_with_one_color_per_rank_meets_the_lower_bound(num_ranks):
     found = counts(multicolor(num_ranks, colors=num_ranks, arity=num_ranks))
     np.testing.assert_allclose(found.sent, found.lower_bound, rtol=1e-12)
     assert (found.rounds, found.fan_in) == (2, num_ranks - 1)
 
 
 @pytest.mark.parametrize("num_ranks", [*range(1, 66), 500])
-def test_the_rounds_are_those_of_the_docstrings(num_ranks):
+def test_round_counts_match_the_docstrings(num_ranks):
     p = num_ranks
     q, log_q = 1, 0
     while 2 * q <= p:
@@ -113,7 +113,7 @@ def test_the_rounds_are_those_of_the_docstrings(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 6, 8, 13, 64, 100])
-def test_the_bytes_are_those_of_the_docstrings(num_ranks):
+def test_byte_counts_match_the_docstrings(num_ranks):
     p = num_ranks
     rank = np.arange(p)
 
@@ -135,7 +135,7 @@ def test_the_bytes_are_those_of_the_docstrings(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [*range(1, 34), 48, 64, 100, 257])
-def test_multicolor_has_the_rounds_and_moves_of_its_docstring(num_ranks):
+def test_multicolor_rounds_and_moves_match_its_docstring(num_ranks):
     for _, options, schedule in schedules(num_ranks, ["multicolor"]):
         depth, last = 0, num_ranks - 1
         while last > 0:
@@ -146,7 +146,7 @@ def test_multicolor_has_the_rounds_and_moves_of_its_docstring(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [*range(1, 34), 48, 64, 100, 257])
-def test_multicolor_spreads_internal_roles_as_evenly_as_can_be(num_ranks):
+def test_multicolor_spreads_internal_roles_as_evenly_as_possible(num_ranks):
     for _, options, schedule in schedules(num_ranks, ["multicolor"]):
         colors, arity = options["colors"], options["arity"]
         parents = set(zip(schedule.dst[schedule.reduce], schedule.chunk[schedule.reduce], strict=True))
@@ -161,7 +161,7 @@ def test_multicolor_spreads_internal_roles_as_evenly_as_can_be(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [*range(1, 34), 48, 64, 100, 257])
-def test_multicolor_sends_and_receives_what_its_docstring_says(num_ranks):
+def test_multicolor_byte_counts_match_its_docstring(num_ranks):
     for _, options, schedule in schedules(num_ranks, ["multicolor"]):
         found = counts(schedule)
         adds = schedule.reduce
@@ -171,25 +171,25 @@ def test_multicolor_sends_and_receives_what_its_docstring_says(num_ranks):
         np.testing.assert_allclose(found.received, (not_root + children) / options["colors"], rtol=1e-12)
 
 
-def test_two_colors_of_binary_trees_share_no_internal_rank():
+def test_two_binary_trees_share_no_internal_rank():
     schedule = multicolor(8, colors=2, arity=2)
     first, second = (set(schedule.dst[schedule.reduce & (schedule.chunk == color)]) for color in (0, 1))
     assert first.isdisjoint(second)
 
 
 @pytest.mark.parametrize("colors", [0, -1, 5])
-def test_colors_that_the_world_does_not_have_are_refused(colors):
+def test_invalid_number_of_colors_is_refused(colors):
     with pytest.raises(ValueError, match=r"set allreduce\.colors to a number from 1 to 4"):
         multicolor(4, colors=colors, arity=2)
 
 
-def test_an_arity_below_one_is_refused():
+def test_arity_below_one_is_refused():
     with pytest.raises(ValueError, match=r"set allreduce\.arity to 1 or more"):
         multicolor(4, colors=2, arity=0)
 
 
 @pytest.mark.parametrize(("num_nodes", "ranks_per_node"), [(2, 2), (4, 3), (3, 8), (8, 4)])
-def test_hierarchical_sends_between_nodes_a_part_from_every_rank(num_nodes, ranks_per_node):
+def test_hierarchical_spreads_internode_traffic_evenly_over_ranks(num_nodes, ranks_per_node):
     p = num_nodes * ranks_per_node
     for inner in ("ring", "direct"):
         schedule = hierarchical(p, inner=inner, outer="ring", ranks_per_node=ranks_per_node)
@@ -197,14 +197,16 @@ def test_hierarchical_sends_between_nodes_a_part_from_every_rank(num_nodes, rank
         sent = np.bincount(schedule.src[crosses], minlength=p) / schedule.num_chunks
         np.testing.assert_allclose(sent, 2 * (num_nodes - 1) / num_nodes / ranks_per_node, rtol=1e-12)
         assert schedule.num_rounds == 2 * (ranks_per_node - 1) + 2 * (num_nodes - 1)
-        # Both levels are of least bytes, and so is the whole.
+        # Both levels send the minimum number of bytes, so their combination does too.
         np.testing.assert_allclose(counts(schedule).sent, 2 * (p - 1) / p, rtol=1e-12)
 
 
-def test_nodes_of_different_sizes_and_unknown_levels_are_refused():
-    with pytest.raises(ValueError, match=r"6 ranks do not make nodes of 4: set allreduce\.ranks_per_node to a divisor"):
+def test_uneven_nodes_and_unknown_levels_are_refused():
+    with pytest.raises(
+        ValueError, match=r"6 ranks cannot be divided into nodes of 4: set allreduce\.ranks_per_node to a divisor"
+    ):
         hierarchical(6, inner="ring", outer="ring", ranks_per_node=4)
-    with pytest.raises(ValueError, match=r"allreduce\.inner is 'multicolor', known are ring, direct"):
+    with pytest.raises(ValueError, match=r"allreduce\.inner must be one of ring, direct, .*, not 'multicolor'"):
         hierarchical(6, inner="multicolor", outer="ring", ranks_per_node=2)
-    with pytest.raises(ValueError, match=r"allreduce\.outer is 'hierarchical', known are multicolor, ring"):
+    with pytest.raises(ValueError, match=r"allreduce\.outer must be one of multicolor, ring, .*, not 'hierarchical'"):
         hierarchical(6, inner="ring", outer="hierarchical", ranks_per_node=2)

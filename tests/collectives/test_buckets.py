@@ -14,26 +14,26 @@ TREE = {
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 4, 24, 100, 10**6])
-def test_a_tree_comes_back_as_it_went_in(bucket_bytes):
+def test_unpack_inverts_pack(bucket_bytes):
     layout = Buckets.plan(TREE, bucket_bytes=bucket_bytes)
     back = jax.jit(lambda tree: layout.unpack(layout.pack(tree)))(TREE)
     assert jax.tree.structure(back) == jax.tree.structure(TREE)
     jax.tree.map(np.testing.assert_array_equal, back, TREE)
 
 
-def test_the_last_leaves_come_first_and_a_bucket_is_closed_once_it_is_full():
+def test_last_leaves_come_first_and_full_buckets_are_closed():
     layout = Buckets.plan(TREE, bucket_bytes=24)
     assert layout.members == ((3,), (2, 1), (0,))
     assert layout.sizes == [bucket.nbytes for bucket in layout.pack(TREE)] == [160, 24, 24]
 
 
-def test_another_order():
+def test_leaves_follow_a_given_order():
     layout = Buckets.plan(TREE, bucket_bytes=24, order=[1, 0, 3, 2])
     assert layout.members == ((1, 0), (3,), (2,))
 
 
-def test_gradients_are_ready_from_the_last_layer_to_the_first():
-    """Whatever their names, whose order is that of the leaves."""
+def test_gradients_of_later_layers_are_ready_first():
+    """The names of the layers, which determine the order of the leaves, do not matter."""
     layers = {"b": 0, "c": 1, "a": 2}
     params = {name: jnp.ones((3, 3)) for name in layers}
 
@@ -53,6 +53,6 @@ def test_gradients_are_ready_from_the_last_layer_to_the_first():
     assert order.index("loss") < order.index("a")
 
 
-def test_a_bucket_has_one_dtype():
+def test_each_bucket_has_one_dtype():
     layout = Buckets.plan({"x": jnp.ones(3), "y": jnp.ones(3, jnp.int32), "z": jnp.ones(3)}, bucket_bytes=100)
     assert layout.members == ((2, 0), (1,))

@@ -8,35 +8,35 @@ from jaxdp.collectives.cost import Link, Network, counts, simulate
 from jaxdp.collectives.schedule import Move, Schedule
 from tests.collectives.test_algorithms import schedules
 
-# 500 Mbit/s, and a core that adds 5 GB/s; shared memory inside nodes.
+# A network of 500 Mbit/s between nodes, shared memory of 5 GB/s inside a node, and cores that add 5 GB/s.
 LINK = Link(alpha=1e-4, beta=8 / 0.5e9, gamma=2e-10)
 SHARED_MEMORY = Link(alpha=2e-6, beta=1 / 5e9, gamma=2e-10)
 FLAT = Network.flat(LINK)
 SIZES = [1e3, 1e6, 25e6]
 
 
-def test_a_message_costs_alpha_and_beta_and_its_addition_gamma():
+def test_message_costs_alpha_plus_beta_and_addition_costs_gamma():
     there_and_back = Schedule.from_rounds(2, 1, [[Move(0, 1, 0, True)], [Move(1, 0, 0, False)]])
     seconds = simulate(there_and_back, 1e6, Network.flat(Link(1.0, 1e-6, 1e-7)))
     assert seconds == pytest.approx((1 + 1) + 0.1 + (1 + 1))
 
 
-def test_a_link_sends_and_receives_at_once_but_one_message_each():
+def test_links_are_full_duplex_with_one_message_per_direction():
     exchange = Schedule.from_rounds(2, 2, [[Move(0, 1, 0, True), Move(1, 0, 1, True)]])
     assert simulate(exchange, 2e6, Network.flat(Link(0.0, 1e-6, 0.0))) == pytest.approx(1)
     two_into_one = Schedule.from_rounds(3, 1, [[Move(1, 0, 0, True), Move(2, 0, 0, True)]])
     assert simulate(two_into_one, 1e6, Network.flat(Link(0.0, 1e-6, 0.0))) == pytest.approx(2)
 
 
-def test_segments_let_a_chain_send_on_what_it_has():
+def test_segments_pipeline_a_chain():
     chain = ALGORITHMS["multicolor"].schedule(5, colors=1, arity=1)
     network = Network.flat(Link(0.0, 1e-6, 0.0))
     assert simulate(chain, 1e6, network) == pytest.approx(8)
-    # 8 rounds and 9 segments more; a rank in the middle sends and receives twice in a step once the pipeline is full.
+    # 8 rounds plus 9 further segments. Once the pipeline is full, a middle rank sends and receives twice per step.
     assert simulate(chain, 1e6, network, num_segments=10) < 3
 
 
-def test_half_the_bytes_on_the_wire_halve_beta_only():
+def test_halving_wire_bytes_halves_only_the_bandwidth_term():
     schedule = ALGORITHMS["ring"].schedule(4)
     halved = simulate(schedule, 1e6, Network.flat(dataclasses.replace(LINK, beta=LINK.beta / 2)))
     assert simulate(schedule, 1e6, FLAT, wire_ratio=0.5) == pytest.approx(halved)
@@ -44,8 +44,8 @@ def test_half_the_bytes_on_the_wire_halve_beta_only():
     assert profile.predict(1e6, FLAT, wire_ratio=0.5) == pytest.approx(halved)
 
 
-def test_the_closed_forms_of_firecaffe():
-    """Section 4: the server takes time in proportion to p, the tree to log p; t = 2 W log2(p) / BW for the tree."""
+def test_cost_matches_the_closed_forms_of_firecaffe():
+    """FireCaffe, section 4: a server takes time proportional to p, a tree t = 2 W log2(p) / BW."""
     bandwidth = Network.flat(Link(0.0, 1.0, 0.0))
     for levels in range(1, 15):
         tree = ALGORITHMS["binomial"].profile(2**levels)
@@ -55,7 +55,10 @@ def test_the_closed_forms_of_firecaffe():
 
 
 def tolerance(name, options, num_ranks, num_segments):
-    """The closed form lets every step wait for its busiest rank; the simulation lets ranks run ahead."""
+    """Returns the relative tolerance between the closed form and the simulation.
+
+    In the closed form every step waits for its busiest rank; in the simulation ranks may run ahead.
+    """
     if name == "hierarchical":
         return 0.5
     if name == "multicolor":
@@ -64,7 +67,7 @@ def tolerance(name, options, num_ranks, num_segments):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 7, 8, 13, 16, 33, 64])
-def test_the_closed_form_is_that_of_the_simulation(num_ranks):
+def test_closed_form_matches_the_simulation(num_ranks):
     for name, options, schedule in schedules(num_ranks):
         profile = ALGORITHMS[name].profile(num_ranks, **options)
         assert profile.table.shape[1] == schedule.num_rounds
@@ -79,7 +82,7 @@ def test_the_closed_form_is_that_of_the_simulation(num_ranks):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 8, 13, 100])
-def test_the_roles_of_the_closed_form_are_those_of_the_busiest_ranks(num_ranks):
+def test_closed_form_byte_counts_match_the_busiest_ranks(num_ranks):
     for name, options, schedule in schedules(num_ranks):
         profile = ALGORITHMS[name].profile(num_ranks, **options)
         _, received, _, sent, added = profile.table.sum(axis=1).max(axis=0)
@@ -90,7 +93,7 @@ def test_the_roles_of_the_closed_form_are_those_of_the_busiest_ranks(num_ranks):
         assert added == pytest.approx(adds.max())
 
 
-def test_the_closed_form_serves_worlds_of_any_size():
+def test_closed_form_works_for_20000_ranks():
     options = {"colors": 4, "arity": 4, "inner": "ring", "outer": "multicolor", "ranks_per_node": 8}
     for algorithm in ALGORITHMS.values():
         profile = algorithm.profile(20_000, **{name: options[name] for name in algorithm.options})

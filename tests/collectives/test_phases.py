@@ -20,7 +20,7 @@ def check(moves):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_random_rounds_take_as_few_phases_as_can_be(seed):
+def test_random_rounds_use_the_minimum_number_of_phases(seed):
     rng = random.Random(seed)
     for _ in range(50):
         ranks = rng.randrange(2, 9)
@@ -28,7 +28,7 @@ def test_random_rounds_take_as_few_phases_as_can_be(seed):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4, 7, 16])
-def test_the_rounds_of_multicolor_take_as_few_phases_as_can_be(num_ranks):
+def test_multicolor_rounds_use_the_minimum_number_of_phases(num_ranks):
     schedule = multicolor(num_ranks, colors=min(4, num_ranks), arity=min(4, num_ranks))
     for index in range(schedule.num_rounds):
         check(schedule.round(index))

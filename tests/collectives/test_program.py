@@ -10,7 +10,7 @@ from tests.collectives.test_algorithms import schedules
 
 
 def run(schedule, num_segments, payloads):
-    """Executes a program as its docstring says, on arrays whose chunks and segments are single numbers."""
+    """Executes a program as the docstring of `program` specifies, with a single number per segment of a chunk."""
     held = [values.reshape(schedule.num_chunks, num_segments).copy() for values in payloads]
     for step in program(schedule, num_segments):
         before = [values.copy() for values in held]
@@ -29,7 +29,7 @@ def run(schedule, num_segments, payloads):
 
 @pytest.mark.parametrize("num_segments", [1, 2, 5])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 4, 5, 8, 13])
-def test_a_program_does_what_its_schedule_says_whatever_the_segments(num_ranks, num_segments):
+def test_program_matches_its_schedule_for_any_number_of_segments(num_ranks, num_segments):
     for _, _, schedule in schedules(num_ranks):
         payloads = [
             np.random.default_rng(rank).standard_normal(schedule.num_chunks * num_segments) for rank in range(num_ranks)
@@ -40,7 +40,7 @@ def test_a_program_does_what_its_schedule_says_whatever_the_segments(num_ranks, 
 
 @pytest.mark.parametrize("num_segments", [1, 4])
 @pytest.mark.parametrize("num_ranks", [2, 5, 8])
-def test_a_phase_has_one_message_in_and_one_out_and_a_step_as_few_phases_as_can_be(num_ranks, num_segments):
+def test_phases_are_matchings_and_minimal(num_ranks, num_segments):
     for _, _, schedule in schedules(num_ranks):
         steps = list(program(schedule, num_segments))
         assert len(steps) == schedule.num_rounds + num_segments - 1
@@ -55,7 +55,7 @@ def test_a_phase_has_one_message_in_and_one_out_and_a_step_as_few_phases_as_can_
             assert len(step) == max([*sent.values(), *received.values()])
 
 
-def test_the_chunks_of_a_round_from_one_rank_to_another_are_one_message():
+def test_chunks_between_two_ranks_in_a_round_form_one_message():
     steps = list(program(ALGORITHMS["halving_doubling"].schedule(8), 1))
     assert [[len(message.chunks) for message in phase] for (phase,) in steps] == [
         [size] * 8 for size in (4, 2, 1, 1, 2, 4)
@@ -64,7 +64,7 @@ def test_the_chunks_of_a_round_from_one_rank_to_another_are_one_message():
 
 @pytest.mark.parametrize("num_ranks", [2, 4, 7, 64, 300])
 @pytest.mark.parametrize("num_bytes", [1, 4096, 25_000_000, 10**9])
-def test_segments_are_as_asked_unless_that_were_too_many_messages(num_ranks, num_bytes):
+def test_segment_size_is_respected_unless_messages_become_too_many(num_ranks, num_bytes):
     for name in ALGORITHMS:
         _, _, schedule = next(schedules(num_ranks, [name]))
         segments = choose_segments(schedule, num_bytes, segment_bytes=2**18)

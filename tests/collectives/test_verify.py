@@ -1,4 +1,4 @@
-"""The verifier itself is tested: its verdict on every mutant is that of brute-force execution."""
+"""Tests of the verifier: its verdict on every mutated schedule matches brute-force execution."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,11 @@ def rounds_of(schedule):
 
 
 def mutants(schedule):
-    """Every schedule in which one move is dropped, doubled, turned round, sent elsewhere, or in another round."""
+    """Yields every schedule with one changed move.
+
+    The move is dropped, doubled or reversed, copies instead of adding or adds instead of copying, has another
+    destination or chunk, or is in another round.
+    """
     for index, moves in enumerate(rounds_of(schedule)):
         for place, move in enumerate(moves):
             others = [
@@ -38,14 +42,17 @@ def mutants(schedule):
 
 
 def sums_right(schedule):
-    """By execution: rank r contributes the integer 1000^r, so that digits count each contribution."""
+    """Returns whether executing the schedule gives the right sums.
+
+    Rank r contributes the integer 1000^r, so the digits of a sum count each contribution.
+    """
     payloads = [np.array([1000**rank] * schedule.num_chunks, dtype=object) for rank in range(schedule.num_ranks)]
     expected = sum(1000**rank for rank in range(schedule.num_ranks))
     return all((result == expected).all() for result in run_numpy.allreduce(schedule, payloads))
 
 
 class Text(str):
-    """A sum that spells out its order and where it was rounded: `(a+<b>)`."""
+    """A symbolic sum that records the order of its additions and where it was rounded, as in `(a+<b>)`."""
 
     __slots__ = ()
 
@@ -57,7 +64,7 @@ class Text(str):
 
 
 def ends_alike(schedule, wire_rounds):
-    """By execution on text."""
+    """Returns whether executing the schedule on symbolic sums gives all ranks the same ones."""
     payloads = [np.array([Text(rank)] * schedule.num_chunks, dtype=object) for rank in range(schedule.num_ranks)]
     rounded = np.frompyfunc(Text.rounded, 1, 1)
     results = run_numpy.allreduce(schedule, payloads, on_wire=rounded if wire_rounds else lambda x: x)
@@ -75,7 +82,7 @@ def is_accepted(schedule, wire_rounds):
 @pytest.mark.parametrize("wire_rounds", [False, True])
 @pytest.mark.parametrize("num_ranks", [2, 3, 4, 5])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_the_verdict_on_every_mutant_is_that_of_execution(name, num_ranks, wire_rounds):
+def test_verdict_on_every_mutant_matches_execution(name, num_ranks, wire_rounds):
     algorithm = ALGORITHMS[name]
     several = {
         "multicolor": [{"colors": 1, "arity": 1}, {"colors": 2, "arity": 2}],
@@ -89,8 +96,8 @@ def test_the_verdict_on_every_mutant_is_that_of_execution(name, num_ranks, wire_
     assert False in verdicts
 
 
-def test_rounding_on_the_wire_alone_can_part_replicas():
-    """Ranks 0 and 2 find the same sum by themselves, but only that of rank 0 is sent on, and so rounded."""
+def test_wire_rounding_alone_can_make_replicas_differ():
+    """Ranks 0 and 2 compute the same sum, but only rank 0 sends it as a copy and therefore rounds it."""
     rounds = [
         [Move(2, 1, 0, True)],
         [Move(0, 2, 0, False)],
@@ -103,18 +110,20 @@ def test_rounding_on_the_wire_alone_can_part_replicas():
         verify(schedule, wire_rounds=True)
 
 
-def test_a_missing_contribution_is_named():
-    with pytest.raises(ValueError, match="rank 0 ends chunk 0 without the contribution of rank 1"):
+def test_missing_contribution_is_reported():
+    with pytest.raises(ValueError, match="result of rank 0 for chunk 0 lacks the contribution of rank 1"):
         verify(Schedule.from_rounds(2, 1, [[Move(0, 1, 0, True)]]))
 
 
-def test_a_contribution_counted_twice_is_named():
+def test_contribution_counted_twice_is_reported():
     rounds = [[Move(0, 1, 0, True)], [Move(0, 1, 0, True)], [Move(1, 0, 0, False)]]
-    with pytest.raises(ValueError, match="rank 0 ends chunk 0 with the contribution of rank 0 more than once"):
+    with pytest.raises(
+        ValueError, match="result of rank 0 for chunk 0 contains the contribution of rank 0 more than once"
+    ):
         verify(Schedule.from_rounds(2, 1, rounds))
 
 
-def test_two_orders_of_additions_are_refused_though_the_sums_are_right():
+def test_different_orders_of_addition_are_refused_despite_correct_sums():
     exchange = Schedule.from_rounds(2, 1, [[Move(0, 1, 0, True), Move(1, 0, 0, True)]])
     assert sums_right(exchange)
     with pytest.raises(ValueError, match="ranks 0 and 1 add chunk 0 in different orders"):

@@ -1,4 +1,4 @@
-"""A narrow ResNet of two blocks on digits: has batch statistics, and compiles in seconds."""
+"""A narrow ResNet with two blocks on digits; it has batch statistics and compiles in seconds."""
 
 from configs.digits import get_config as digits
 

@@ -1,4 +1,4 @@
-"""Small data sets, and a rank that reads them."""
+"""Small data sets for tests, and a stand-in for the rank that reads them."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ CONFIG = Config.from_dict(get_config().to_dict()).data
 
 
 class World:
-    """A rank of a world whose ranks have a node each, as far as reading needs one."""
+    """Stand-in for `jaxdp.world.World` with the parts that reading needs; every rank has its own node."""
 
     def __init__(self, rank=0, size=1):
         self.rank, self.size, self.threads = rank, size, 2
@@ -52,7 +52,10 @@ def png(pixels):
 
 
 def make_data_set(folder, name, *, shape=(5, 6, 3), splits=("train", "test"), label=True):
-    """A small TFDS set, prepared elsewhere: example i has pixels i, and its code is not there when it is read."""
+    """Prepares a small TFDS set as if on another machine: its code is unavailable when it is read.
+
+    All pixels of example i have the value i.
+    """
     features = {"image": tfds.features.Image(shape=shape, encoding_format="png")}
     if label:
         features["label"] = tfds.features.ClassLabel(num_classes=4)

@@ -18,7 +18,7 @@ def deliver(first, end, spoil=lambda ids: ids):
 
 
 @pytest.mark.parametrize("first", [0, 1, 3, 7])
-def test_what_the_order_says_passes_from_any_step(first):
+def test_correct_delivery_passes_from_any_first_step(first):
     deliver(first, 20)
 
 
@@ -35,6 +35,6 @@ def swap_for_a_pair_of_equal_sum(ids):
 @pytest.mark.parametrize(
     "spoil", [duplicate, swap_for_a_pair_of_equal_sum, lambda ids: ids[:-1], lambda ids: np.append(ids, ids[0])]
 )
-def test_an_example_that_is_missing_or_twice_there_stops_the_run(spoil):
-    with pytest.raises(RuntimeError, match="delivered once an epoch, and was not in epoch 0"):
+def test_missing_or_duplicate_example_stops_the_run(spoil):
+    with pytest.raises(RuntimeError, match="must be delivered once per epoch, but in epoch 0 the ranks"):
         deliver(0, 3, spoil)

@@ -13,18 +13,18 @@ EPOCHS = jnp.zeros(40, jnp.uint32)
 
 
 def images(size=8):
-    """Whose pixels tell their example, row, column and channel."""
+    """Returns float32 [40, size, size, 2]; each value encodes its example, row, column and channel."""
     place = np.arange(40)[:, None, None, None] * 1000 + np.arange(size)[None, :, None, None] * 20
     return jnp.asarray(place + np.arange(size)[None, None, :, None] + np.arange(2) / 2, jnp.float32)
 
 
-def test_without_augmentation_images_stay_as_they_are():
+def test_images_are_unchanged_without_augmentation():
     for augmentation in (PLAIN, NO_AUGMENTATION):
         np.testing.assert_array_equal(augmentation.train_view(images(), IDS, EPOCHS), images())
         np.testing.assert_array_equal(augmentation.test_view(images()), images())
 
 
-def test_a_smaller_view_is_the_middle():
+def test_smaller_view_is_the_centre_of_the_image():
     augmentation = dataclasses.replace(PLAIN, image_size=4)
     assert augmentation.shape((8, 8, 2)) == (4, 4, 2)
     for view in (augmentation.test_view(images()), augmentation.train_view(images(), IDS, EPOCHS)):
@@ -40,8 +40,8 @@ def test_a_smaller_view_is_the_middle():
         {"own": lambda image, key: image + jax.random.uniform(key)},
     ],
 )
-def test_what_is_seen_of_an_example_depends_on_seed_epoch_and_example_alone(change):
-    """Not on its place in the batch, nor on the batch."""
+def test_training_view_depends_only_on_seed_epoch_and_example(change):
+    """Neither the position in the batch nor the rest of the batch changes the view."""
     augmentation = dataclasses.replace(PLAIN, **change)
     seen = jax.jit(augmentation.train_view)(images(), IDS, EPOCHS)
     part = np.array([17, 3, 30])
@@ -54,7 +54,7 @@ def test_what_is_seen_of_an_example_depends_on_seed_epoch_and_example_alone(chan
         assert 8 < different.sum() <= 40
 
 
-def test_padded_crops_are_windows_of_the_image_in_zeros():
+def test_padded_crops_are_windows_of_the_zero_padded_image():
     seen = np.asarray(dataclasses.replace(PLAIN, crop="padded").train_view(images() + 1, IDS, EPOCHS))
     whole = np.pad(np.asarray(images() + 1), ((0, 0), (2, 2), (2, 2), (0, 0)))
     corners = set()
@@ -79,8 +79,8 @@ def test_about_half_of_the_images_are_mirrored():
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (30, 10)])
-def test_resized_crops_lie_in_the_image_with_the_area_and_ratio_that_are_allowed(shape):
-    """Told from a picture of coordinates, which stays linear under resizing, by its ends."""
+def test_resized_crops_stay_inside_and_respect_area_and_ratio(shape):
+    """The pixels hold their coordinates, which stay linear under resizing, so the crop can be computed from them."""
     height, width = shape
     rows, columns = np.meshgrid(np.arange(height) + 0.5, np.arange(width) + 0.5, indexing="ij")
     picture = jnp.asarray(np.broadcast_to(np.stack([rows, columns], axis=-1), (40, *shape, 2)), jnp.float32)
@@ -99,7 +99,7 @@ def test_resized_crops_lie_in_the_image_with_the_area_and_ratio_that_are_allowed
     assert len({tuple(np.round(step, 3)) for step in steps}) > 30
 
 
-def test_an_augmentation_of_ones_own_comes_last_and_has_a_key_of_its_own():
+def test_user_augmentation_runs_last_with_a_key_per_example():
     seen = dataclasses.replace(PLAIN, flip=True, own=lambda image, key: image + jax.random.uniform(key))
     flipped = dataclasses.replace(PLAIN, flip=True).train_view(images(), IDS, EPOCHS)
     added = seen.train_view(images(), IDS, EPOCHS) - flipped

@@ -15,7 +15,7 @@ def file_of(pixels, kind="PNG"):
     return data.getvalue()
 
 
-def test_a_crop_lies_inside_the_image_and_has_the_area_and_the_ratio_asked_for():
+def test_crop_stays_inside_and_respects_area_and_ratio():
     boxes = np.array([CROP.box(300, 200, example=example, epoch=0) for example in range(500)])
     left, top, right, bottom = boxes.T
     assert (left >= 0).all()
@@ -24,7 +24,7 @@ def test_a_crop_lies_inside_the_image_and_has_the_area_and_the_ratio_asked_for()
     assert (bottom <= 200 + 1e-9).all()
     area, ratio = (right - left) * (bottom - top) / 60_000, (right - left) / (bottom - top)
     assert 0.08 <= area.min() < 0.1
-    # An image so wide has no larger part of such a ratio.
+    # In an image this wide, the largest crop with an allowed ratio (4/3) covers 8/9 of the area.
     assert 0.8 < area.max() <= 8 / 9
     assert 3 / 4 - 1e-9 <= ratio.min() < 0.78
     assert 1.28 < ratio.max() <= 4 / 3 + 1e-9
@@ -32,7 +32,7 @@ def test_a_crop_lies_inside_the_image_and_has_the_area_and_the_ratio_asked_for()
     assert top.std() > 10
 
 
-def test_a_crop_depends_on_seed_epoch_and_example_alone():
+def test_crop_depends_only_on_seed_epoch_and_example():
     box = CROP.box(30, 20, example=5, epoch=2)
     assert box == CROP.box(30, 20, example=5, epoch=2)
     others = [
@@ -43,13 +43,13 @@ def test_a_crop_depends_on_seed_epoch_and_example_alone():
     assert box not in others
 
 
-def test_where_no_crop_fits_the_largest_square_is_taken():
+def test_largest_square_is_taken_if_no_crop_fits():
     left, top, right, bottom = RandomCrop(0, (1.0, 1.0), (1.0, 1.0)).box(1000, 10, example=1, epoch=0)
     assert (right - left, top, bottom) == pytest.approx((10, 0, 10))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_file_becomes_what_its_pixels_would_become(channels):
+def test_decoded_file_equals_its_fitted_pixels(channels):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 14, channels), np.uint8)
     data = file_of(pixels)
     for shape in [(9, 14, channels), (5, 5, channels), (20, 20, channels)]:
@@ -58,7 +58,7 @@ def test_a_file_becomes_what_its_pixels_would_become(channels):
     np.testing.assert_array_equal(Decoder((9, 14, channels))(data, example=0, epoch=0), pixels)
 
 
-def test_a_crop_of_everything_is_the_image_resized():
+def test_crop_of_the_whole_image_resizes_it():
     pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
     everything = Decoder((6, 6, 3), RandomCrop(0, (1.0, 1.0), (1.0, 1.0)))
     expected = np.asarray(Image.fromarray(pixels).resize((6, 6), Image.Resampling.BILINEAR))
@@ -66,7 +66,7 @@ def test_a_crop_of_everything_is_the_image_resized():
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("CMYK", 3), ("P", 3), ("RGBA", 3), ("RGB", 1)])
-def test_files_of_other_colors_are_converted(mode, channels):
+def test_files_in_other_color_modes_are_converted(mode, channels):
     data = io.BytesIO()
     Image.new("RGB", (5, 5), (200, 200, 200)).convert(mode).save(data, "TIFF")
     found = Decoder((5, 5, channels))(data.getvalue(), example=0, epoch=0)

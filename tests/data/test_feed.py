@@ -6,17 +6,17 @@ import pytest
 from jaxdp.data.feed import Ahead, padded
 
 
-def test_rows_go_to_their_places_and_the_rest_is_zero():
+def test_padded_places_rows_and_zeros_the_rest():
     result = padded(np.array([[1, 2], [3, 4]], np.uint8), np.array([0, 2]), 4)
     assert result.tolist() == [[1, 2], [0, 0], [3, 4], [0, 0]]
     assert result.dtype == np.uint8
 
 
-def test_batches_come_in_order():
+def test_batches_arrive_in_order():
     assert list(Ahead(iter(range(20)), lambda batch: batch * 2, depth=3)) == [2 * batch for batch in range(20)]
 
 
-def test_no_more_than_the_asked_number_is_ahead():
+def test_feed_prefetches_at_most_depth_batches():
     placed = []
     batches = iter(Ahead(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2))
     next(batches)
@@ -25,7 +25,7 @@ def test_no_more_than_the_asked_number_is_ahead():
     list(batches)
 
 
-def test_an_exception_of_the_thread_comes_out():
+def test_exception_in_the_thread_reaches_the_consumer():
     def fails():
         yield 1
         raise RuntimeError("in the thread")
@@ -36,7 +36,7 @@ def test_an_exception_of_the_thread_comes_out():
         next(batches)
 
 
-def test_the_time_that_the_consumer_waits_is_told_once():
+def test_consumer_wait_time_is_reported_once():
     def slow():
         for item in range(3):
             time.sleep(0.05)

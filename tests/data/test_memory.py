@@ -5,11 +5,13 @@ from jaxdp.data.catalog import open_source
 from tests.data.sets import World, check
 
 
-def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypatch):
+def test_insufficient_memory_is_reported_before_reading(digits, monkeypatch):
     source = open_source(digits)
     free = 1000
     monkeypatch.setattr(memory, "free_bytes", lambda *, shared: (free + 0 * shared, "in RAM"))
-    with pytest.raises(ValueError, match=r"0\.00 GiB of memory on here, 1 of 3 nodes .* 0\.00 GiB left in RAM: start"):
+    with pytest.raises(
+        ValueError, match=r"0\.00 GiB of memory on here \(1 of 3 nodes .*, but only 0\.00 GiB are free in RAM: start"
+    ):
         check(source, World(0, 3))
     free = (1437 + 360) * source.example_bytes("train", encoded=False) // 3
     check(source, World(0, 3))
@@ -23,12 +25,12 @@ def test_too_little_memory_is_found_out_before_anything_is_read(digits, monkeypa
     )
     check(source, World(), encoded=True)
     free //= 2
-    with pytest.raises(ValueError, match=r"left in RAM: start the job on more nodes$"):
+    with pytest.raises(ValueError, match=r"free in RAM: start the job on more nodes$"):
         check(source, World(), encoded=True)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path, version):
+def test_free_memory_follows_the_tightest_limit(monkeypatch, tmp_path, version):
     top, limit, used, idle = memory._VERSION_1 if version == 1 else memory._VERSION_2
     unlimited = str(2**63 - 4096) if version == 1 else "max"
     info = tmp_path / "meminfo"
@@ -43,7 +45,7 @@ def test_free_memory_is_what_the_tightest_limit_leaves(monkeypatch, tmp_path, ve
     assert memory.free_bytes(shared=False) == in_ram
     inner = tmp_path / top / "job" / "step"
     inner.mkdir(parents=True)
-    # What the file cache holds counts as used, and is free.
+    # The file cache counts as used memory but can be reclaimed, so it is free.
     for folder in (inner, inner.parent):
         (folder / used).write_text("1000\n")
         (folder / "memory.stat").write_text(f"anon 300\n{idle} 700\n")

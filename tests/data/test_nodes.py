@@ -8,7 +8,7 @@ LEADERS = [(0,), (0, 0, 0), (0, 1, 2), (0, 0, 2, 2), (0, 1, 0, 1, 0), (0, 0, 0, 
 
 @pytest.mark.parametrize("leaders", LEADERS)
 @pytest.mark.parametrize("num_examples", [0, 1, 7, 100])
-def test_the_ranks_of_a_node_read_what_it_holds(leaders, num_examples):
+def test_ranks_of_a_node_together_read_its_share(leaders, num_examples):
     nodes = Nodes(leaders)
     bounds = nodes.bounds(num_examples)
     assert (bounds[0], bounds[-1], len(bounds)) == (0, num_examples, nodes.count + 1)
@@ -21,7 +21,7 @@ def test_the_ranks_of_a_node_read_what_it_holds(leaders, num_examples):
 
 
 @pytest.mark.parametrize("leaders", LEADERS)
-def test_the_ranks_of_a_node_take_turns_in_sending(leaders):
+def test_ranks_of_a_node_share_sending_evenly(leaders):
     nodes = Nodes(leaders)
     examples = np.arange(60)
     for node in range(nodes.count):

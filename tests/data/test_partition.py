@@ -8,7 +8,7 @@ CASES = [(100, 4, 10), (101, 3, 7), (23, 5, 5), (8, 8, 8), (50, 1, 9)]
 
 
 @pytest.mark.parametrize(("num_examples", "count", "batch_size"), CASES)
-def test_an_epoch_has_each_example_once_and_every_partition_its_part_of_each_batch(num_examples, count, batch_size):
+def test_epochs_are_permutations_and_partitions_share_batches_evenly(num_examples, count, batch_size):
     partitions = Partitions(num_examples, count, 2, batch_size, seed=3)
     bounds = even_bounds(num_examples, count)
     for epoch in range(5):
@@ -16,7 +16,7 @@ def test_an_epoch_has_each_example_once_and_every_partition_its_part_of_each_bat
         assert sorted(examples.tolist()) == list(range(num_examples))
         slots = np.argsort(partitions.holdings(partitions.period(epoch)))[examples]
         partition = np.searchsorted(bounds, slots, side="right") - 1
-        # The first batch of an epoch is the last of the one before.
+        # Skip the examples that complete the last batch of the previous epoch.
         first = -epoch * num_examples % batch_size
         for start in range(first, num_examples - batch_size + 1, batch_size):
             of_batch = partition[start : start + batch_size]
@@ -24,7 +24,7 @@ def test_an_epoch_has_each_example_once_and_every_partition_its_part_of_each_bat
             assert np.abs(np.bincount(of_batch, minlength=count) - batch_size / count).max() < 2
 
 
-def test_partitions_exchange_after_every_period_and_order_themselves_anew_every_epoch():
+def test_partitions_reshuffle_each_epoch_and_exchange_each_period():
     partitions = Partitions(60, 3, 2, 6, seed=0)
     of_first = [set(partitions.holdings(period)[:20].tolist()) for period in range(3)]
     assert of_first[0] == set(range(20))
@@ -35,7 +35,7 @@ def test_partitions_exchange_after_every_period_and_order_themselves_anew_every_
     assert orders != [tuple(Partitions(60, 3, 2, 6, seed=1).order(epoch).tolist()) for epoch in range(4)]
 
 
-def test_an_order_follows_its_partitions():
+def test_order_follows_its_partitions():
     partitions = Partitions(20, 2, 1, 6, seed=0)
     flat = Order(20, 6, 0, partitions.order).examples(0, 10).ravel()
     np.testing.assert_array_equal(flat[:20], partitions.order(0))
@@ -44,7 +44,7 @@ def test_an_order_follows_its_partitions():
 
 @pytest.mark.parametrize("at_once", [1, 3, 10, 1000])
 @pytest.mark.parametrize("num_slots", [1, 2, 37])
-def test_moves_lead_from_one_arrangement_to_the_other_in_place(num_slots, at_once):
+def test_moves_permute_slots_in_place(num_slots, at_once):
     rng = np.random.default_rng(num_slots)
     for _ in range(5):
         before, after = rng.permutation(num_slots), rng.permutation(num_slots)
@@ -55,6 +55,6 @@ def test_moves_lead_from_one_arrangement_to_the_other_in_place(num_slots, at_onc
         np.testing.assert_array_equal(memory, after)
 
 
-def test_nothing_moves_where_all_lies_right():
+def test_equal_arrangements_need_no_moves():
     for sources, _ in moves(np.arange(9), np.arange(9), at_once=2):
         assert sources.size == 0

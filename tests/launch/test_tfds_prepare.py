@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, prepared in an environment that has TensorFlow."""
+"""TensorFlow Datasets that launch/prepare prepares in an environment with TensorFlow."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ def jpeg(shade):
 
 
 def write_archives(folder):
-    """ImageNet's own, as TFDS asks for them: of 20 classes 3 images, and 40 of the validation."""
+    """Writes the archives that TFDS expects for ImageNet: 3 images of each of 20 classes, and 40 validation images."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as train:
         for label, name in enumerate(CLASSES.read_text().split()[:20]):
@@ -55,7 +55,7 @@ def write_archives(folder):
 
 
 def shades(folder, split):
-    """Of the images that jaxdp reads, with their labels."""
+    """Returns the gray values and labels of the images that jaxdp reads, sorted."""
     config = dataclasses.replace(
         CONFIG, name="imagenet2012", dir=str(folder), test_split="validation", stored_size=32, mean=(0.5,), std=(0.2,)
     )
@@ -64,7 +64,7 @@ def shades(folder, split):
 
 
 @TAKES_LONG
-def test_imagenet_of_its_archives_and_of_tfrecords(tmp_path):
+def test_imagenet_is_prepared_from_archives_and_from_tfrecords(tmp_path):
     write_archives(tmp_path / "own" / "downloads" / "manual")
     ended = prepare("imagenet2012", f"--dir={tmp_path / 'own'}")
     assert ended.returncode == 0, ended.stderr
@@ -93,12 +93,12 @@ def test_imagenet_of_its_archives_and_of_tfrecords(tmp_path):
     assert prepare(*words).returncode == 0
     assert {path: (folder / path.name).stat().st_mtime_ns for path in written} == written
     assert shades(tmp_path / "converted", "train") == train
-    assert "there is a data set in" in prepare(*words).stderr
-    assert "it is not in tfrecord format" in prepare("imagenet2012", f"--from={tmp_path / 'own'}").stderr
+    assert "a data set already exists in" in prepare(*words).stderr
+    assert "--from needs tfrecord format, but" in prepare("imagenet2012", f"--from={tmp_path / 'own'}").stderr
 
 
 @TAKES_LONG
-def test_a_set_that_cannot_be_prepared_is_named(tmp_path):
+def test_data_set_that_cannot_be_prepared_is_named(tmp_path):
     for words, message in [
         (("imagenet2012", f"--dir={tmp_path}"), "Manual directory"),
         (("imagenet2012", f"--from={tmp_path}"), "there is no such data set in"),

@@ -1,4 +1,4 @@
-"""Normalisations, pooling and their gradients, many of which XLA computes at once: prints a digest of all bits."""
+"""Repeats many concurrent normalisations, poolings and their gradients; prints the one digest of all results."""
 
 import hashlib
 

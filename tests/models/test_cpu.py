@@ -1,4 +1,4 @@
-"""What CPUs compute in another way than other devices."""
+"""Tests of the kernels that replace operations of XLA on CPUs."""
 
 import functools
 import os
@@ -19,12 +19,12 @@ from jaxdp.models.cpu.forms import count_flops, plain_forms
 from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv
 
-# Of `convolve`, as nnx.Conv gives them.
+# Options of `convolve`, as nnx.Conv passes them.
 OPTIONS = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
 def gradients(function, *arguments, weights):
-    """Of the weighted sum of what it gives."""
+    """Returns the gradients of the weighted sum of the outputs with respect to all arguments."""
     return jax.jit(jax.grad(lambda *of: jnp.sum(function(*of) * weights), argnums=range(len(arguments))))(*arguments)
 
 
@@ -48,7 +48,7 @@ NEEDS_ONEDNN = pytest.mark.skipif(native.convolutions() is None, reason="oneDNN 
 )
 @pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-4), ("bfloat16", 0.1)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_convolutions_and_their_gradients_are_those_of_xla(size, kernel, strides, padding, batch, dtype, error):
+def test_convolutions_and_their_gradients_match_xla(size, kernel, strides, padding, batch, dtype, error):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, *size, 4)), jnp.float32)
     conv = Conv(4, 5, kernel, strides=strides, padding=padding, dtype=dtype, rngs=nnx.Rngs(0))
@@ -69,7 +69,7 @@ def test_convolutions_and_their_gradients_are_those_of_xla(size, kernel, strides
 
 
 def text(x, kernel, **options):
-    """The program of a convolution's gradients."""
+    """Returns the text of the lowered program that computes a convolution's gradients."""
     given = {"strides": (1, 1), "padding": ((1, 1), (1, 1))} | OPTIONS | options
     return (
         jax.jit(jax.grad(lambda *of: jnp.sum(convolve(*of, **given) ** 2), argnums=(0, 1))).lower(x, kernel).as_text()
@@ -77,7 +77,7 @@ def text(x, kernel, **options):
 
 
 @NEEDS_ONEDNN
-def test_onednn_computes_what_it_can(monkeypatch):
+def test_onednn_is_used_only_where_supported(monkeypatch):
     x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
     assert text(x, kernel).count("@jaxdp_convolution") == 3
     with plain_forms():
@@ -89,24 +89,24 @@ def test_onednn_computes_what_it_can(monkeypatch):
     assert "jaxdp_convolution" not in text(x.astype("bfloat16"), kernel.astype("bfloat16"))
 
 
-def test_xla_computes_where_onednn_is_not_installed(monkeypatch):
+def test_xla_is_used_if_onednn_is_not_installed(monkeypatch):
     monkeypatch.setattr(native, "convolutions", lambda: None)
     monkeypatch.setattr(convolution, "_dtypes", convolution._dtypes.__wrapped__)
     assert "jaxdp_convolution" not in text(jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4)))
 
 
 @NEEDS_ONEDNN
-def test_what_onednn_refuses_is_said():
+def test_onednn_error_is_reported():
     x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
     like = jax.ShapeDtypeStruct((2, 99, 16, 4), jnp.float32)
-    text(x, kernel)  # for its target to be known
+    text(x, kernel)  # registers the FFI target
     compute = functools.partial(convolution._by_onednn, 0, like, strides=(1, 1), pads=((1, 1), (1, 1)))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="a convolution by oneDNN failed: could not create"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="oneDNN convolution failed: could not create"):
         jax.jit(compute)(x, kernel)
 
 
 def in_a_process(script, threads):
-    """What it prints, where XLA has so many threads."""
+    """Runs a script in a process whose XLA has `threads` threads, and returns its output."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"NPROC": threads}
     command = [sys.executable, pathlib.Path(__file__).with_name(script)]
     return subprocess.run(command, env=environment, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout
@@ -114,15 +114,15 @@ def in_a_process(script, threads):
 
 @NEEDS_ONEDNN
 @pytest.mark.parametrize("threads", ["1", "2", "5"])
-def test_many_convolutions_at_once(threads):
+def test_concurrent_convolutions_are_correct_and_deterministic(threads):
     in_a_process("many_convolutions.py", threads)
 
 
-def test_layers_give_the_same_bits_by_any_number_of_threads():
+def test_layers_are_bit_identical_for_any_number_of_threads():
     assert len({in_a_process("many_layers.py", threads) for threads in ("1", "2", "5")}) == 1
 
 
-def test_several_devices_have_gradients_of_their_own():
+def test_gradients_over_several_devices_match_one_device():
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split, same = jax.P("d"), jax.P()
     rng = np.random.default_rng(0)
@@ -150,8 +150,8 @@ def test_several_devices_have_gradients_of_their_own():
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_of_max_pooling_are_those_of_xla(size, window, strides, padding, dtype):
-    """Of values many of which are equal."""
+def test_max_pooling_and_its_gradients_match_xla(size, window, strides, padding, dtype):
+    """Many input values are equal, so windows have several maxima."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(0, 3, (2, *size, 3)), dtype)
     pool = functools.partial(max_pool, window=window, strides=strides, padding=padding)
@@ -164,14 +164,14 @@ def test_gradients_of_max_pooling_are_those_of_xla(size, window, strides, paddin
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_max_pooling_keeps_what_is_not_a_number(dtype):
+def test_max_pooling_propagates_nan_and_infinity(dtype):
     x = jnp.zeros((2, 64, 64, 67), dtype).at[1, 21, 33, 66].set(jnp.nan).at[0, 0, 0, 0].set(jnp.inf)
     pooled = np.float32(max_pool(x, (2, 2), (2, 2)))
     assert np.argwhere(np.isnan(pooled)).tolist() == [[1, 10, 16, 66]]
     assert np.argwhere(np.isinf(pooled)).tolist() == [[0, 0, 0, 0]]
 
 
-def test_operations_are_counted_whatever_computes_them():
+def test_flops_include_custom_kernels():
     x, kernel = jnp.ones((8, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
     given = {"strides": (1, 1), "padding": "VALID"} | OPTIONS
     products = 2 * 8 * 14 * 14 * 9 * 4 * 4

@@ -1,4 +1,4 @@
-"""What several models are made of."""
+"""Tests of the layers that several models share."""
 
 import contextlib
 import functools
@@ -17,13 +17,13 @@ from jaxdp.models.layers import BatchNorm, batch_statistics_over
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"use_scale": False, "use_bias": False}])
 @pytest.mark.parametrize(("adds", "rectifies"), [(False, False), (False, True), (True, False), (True, True)])
-def test_batch_normalisation_is_that_of_flax(dtype, options, num_real, adds, rectifies):
-    """What it gives, its running statistics and its gradients, of values that are not around 0; in C++ and by XLA."""
+def test_batch_normalisation_matches_flax(dtype, options, num_real, adds, rectifies):
+    """Compares output, running statistics and gradients in C++ and in XLA, for inputs that are not centred on 0."""
     rng = np.random.default_rng(0)
-    # So many that threads share them, and no multiple of anything.
+    # Large enough to be split over threads; the odd sizes are no multiples of a vector or block size.
     x = jnp.asarray(rng.normal(2.0, 3.0, (5, 61, 59, 6)), dtype)
     weights = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
-    # So that no sum is around 0, where a ReLU would make much of rounding.
+    # Keeps the sums away from 0, where a ReLU would turn rounding errors into large differences.
     shortcut = jnp.asarray(rng.choice([-20.0, 20.0], x.shape), dtype) if adds else None
     mask = None if num_real is None else jnp.arange(5)[:, None, None, None] < num_real
     if mask is not None:
@@ -64,7 +64,7 @@ def test_batch_normalisation_is_that_of_flax(dtype, options, num_real, adds, rec
         jax.tree.map(lambda a, b: np.testing.assert_allclose(np.float32(a), np.float32(b), **close), one, found[0])
 
 
-def test_cpus_normalise_in_c_what_they_can():
+def test_cpu_norm_kernel_is_used_only_where_supported():
     def text(dtype, *, layer_dtype=None, **given):
         x = jnp.zeros((2, 3, 4, 6), dtype)
         graph, state = nnx.split(BatchNorm(6, dtype=layer_dtype, rngs=nnx.Rngs(0)))
@@ -84,7 +84,7 @@ def test_cpus_normalise_in_c_what_they_can():
         assert "jaxdp_norm" not in text("float32")
 
 
-def test_several_devices_have_statistics_of_their_own():
+def test_each_device_uses_its_own_batch_statistics():
     mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split, same = jax.P("d"), jax.P()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
@@ -112,7 +112,7 @@ def test_several_devices_have_statistics_of_their_own():
     )
 
 
-def test_evaluation_may_be_a_setting_of_the_layer():
+def test_eval_mode_uses_running_statistics():
     x = jnp.linspace(1.0, 2.0, 12).reshape(2, 6)
     norm = BatchNorm(6, rngs=nnx.Rngs(0))
     norm.eval()

@@ -23,9 +23,9 @@ def count(tree):
 @pytest.mark.parametrize(
     ("name", "options", "image_shape", "num_classes", "parameters", "statistics"),
     [
-        # torchvision's resnet18; statistics: two a channel of every normalisation.
+        # torchvision's resnet18. Statistics: two per channel of every normalisation.
         ("resnet18", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 11_689_512, 9_600),
-        # The same with a 3x3 stem and 10 classes: 3 x 64 x (49 - 9) and 513 x 990 fewer.
+        # The same with a 3x3 stem and 10 classes: 3 x 64 x (49 - 9) + 513 x 990 parameters fewer.
         ("resnet18", {"stem": "cifar", "zero_gamma": True} | NORM, (32, 32, 3), 10, 11_173_962, 9_600),
         # torchvision's resnet34, 50, 101 and 152.
         ("resnet34", {"stem": "imagenet", "zero_gamma": True} | NORM, (224, 224, 3), 1000, 21_797_672, 17_024),
@@ -43,12 +43,12 @@ def count(tree):
         ("cnn", {"width": 48}, (8, 8, 1), 10, 221_722, 0),
     ],
 )
-def test_parameters_are_as_published(name, options, image_shape, num_classes, parameters, statistics):
+def test_parameter_counts_match_published_models(name, options, image_shape, num_classes, parameters, statistics):
     network = Network.abstract(name, options, image_shape=image_shape, num_classes=num_classes)
     assert (count(network.param_shapes), count(network.stat_shapes)) == (parameters, statistics)
 
 
-def test_a_residual_block_with_zero_gamma_begins_as_the_identity():
+def test_zero_gamma_makes_a_residual_block_start_as_identity():
     _, params, _ = Network.create(
         "resnet", RESNET | {"zero_gamma": True}, image_shape=(8, 8, 3), num_classes=10, seed=0
     )
@@ -57,7 +57,7 @@ def test_a_residual_block_with_zero_gamma_begins_as_the_identity():
         assert (block["norms"][0]["scale"] == 1).all()
 
 
-def test_padding_changes_neither_the_logits_nor_the_statistics():
+def test_padding_does_not_change_logits_or_statistics():
     network, params, stats = Network.create("resnet", RESNET, image_shape=(8, 8, 3), num_classes=10, seed=0)
     images = np.random.default_rng(0).standard_normal((6, 8, 8, 3)).astype(np.float32)
     junk = np.full((2, 8, 8, 3), 1e3, np.float32)
@@ -71,7 +71,7 @@ def test_padding_changes_neither_the_logits_nor_the_statistics():
     assert not np.allclose(logits_unmasked[:6], logits, rtol=1e-2)
 
 
-def test_evaluation_uses_the_running_statistics_and_leaves_them():
+def test_evaluation_uses_running_statistics_without_changing_them():
     network, params, stats = Network.create("resnet", RESNET, image_shape=(8, 8, 3), num_classes=10, seed=0)
     images = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
     logits, after = network.apply(params, stats, images, train=False)
@@ -83,17 +83,17 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 3}, r"config\.model\.widht is not a setting of cnn: known are width"),
+        ({"widht": 3}, r"config\.model\.widht is not a setting of cnn: its settings are width"),
         ({}, r"config\.model\.width is missing: the model cnn needs it"),
-        ({"width": "wide"}, "the model cnn cannot be made with"),
+        ({"width": "wide"}, "the model cnn cannot be created with"),
     ],
 )
-def test_a_mistake_in_the_settings_is_named(options, message):
+def test_invalid_model_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Network.create("cnn", options, image_shape=(8, 8, 1), num_classes=10, seed=0)
 
 
-def test_images_that_are_too_small_are_refused():
+def test_too_small_images_are_refused():
     with pytest.raises(ValueError, match="needs images of 4x4 or more, not 3x9"):
         Network.create("cnn", {"width": 4}, image_shape=(3, 9, 1), num_classes=10, seed=0)
 
@@ -116,10 +116,10 @@ def loss_of(network, images, labels, key_B):
 
 
 @pytest.mark.parametrize(("name", "options", "size"), [NIN, pytest.param(*GOOGLENET_BN, marks=TAKES_LONG), BOTTLENECK])
-def test_a_model_fits_a_batch(name, options, size):
-    """With all of its heads, and without dropout, which would keep it from doing so.
+def test_model_overfits_one_batch(name, options, size):
+    """All heads are trained, without dropout, which would prevent the fit.
 
-    GoogLeNet as it was does too, and takes as long to compile as the other one.
+    The original GoogLeNet also passes. It is left out because it takes as long to compile as `googlenet_bn`.
     """
     network, params, stats = Network.create(name, options, image_shape=(size, size, 3), num_classes=4, seed=0)
     images = np.random.default_rng(0).standard_normal((4, size, size, 3)).astype(np.float32)
@@ -150,13 +150,13 @@ def equations(jaxpr):
 
 @pytest.mark.parametrize(("name", "options", "size"), [NIN, GOOGLENET, GOOGLENET_BN, BOTTLENECK, SMALL])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_computes_in_its_dtype_and_keeps_float32_parameters(name, options, size, dtype):
+def test_model_computes_in_its_dtype_with_float32_parameters(name, options, size, dtype):
     network = Network.abstract(name, options | {"dtype": dtype}, image_shape=(size, size, 3), num_classes=4)
     shapes = network.param_shapes, network.stat_shapes
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     images = jax.ShapeDtypeStruct((4, size, size, 3), "float32")
     traced = jax.make_jaxpr(functools.partial(network.heads, train=True))(*shapes, images)
-    # The last of these is oneDNN's convolution.
+    # `jaxdp_convolution` is the convolution of oneDNN.
     names = ("conv_general_dilated", "dot_general", "jaxdp_convolution")
     found = list(equations(traced.jaxpr))
     products = [one for one in found if one.params.get("target_name", one.primitive.name) in names]
@@ -166,7 +166,7 @@ def test_a_model_computes_in_its_dtype_and_keeps_float32_parameters(name, option
     assert {leaf.dtype for leaf in jax.tree.leaves(after)} <= {jnp.dtype("float32")}
 
 
-def test_bfloat16_computes_about_the_same():
+def test_bfloat16_logits_are_close_to_float32():
     name, options, size = BOTTLENECK
     shape = {"image_shape": (size, size, 3), "num_classes": 4, "seed": 0}
     network, params, stats = Network.create(name, options, **shape)
@@ -179,7 +179,7 @@ def test_bfloat16_computes_about_the_same():
     np.testing.assert_allclose(rounded, whole, atol=0.1 * np.abs(whole).max())
 
 
-def test_what_dropout_zeros_depends_on_the_key_of_the_example_alone():
+def test_dropout_depends_only_on_example_key_and_layer():
     keys = jax.vmap(jax.random.key)(jnp.arange(3))
     values = jnp.ones((3, 1000))
     dropped = dropout(values, 0.4, keys, layer=0)
@@ -191,7 +191,7 @@ def test_what_dropout_zeros_depends_on_the_key_of_the_example_alone():
     np.testing.assert_array_equal(dropout(values, 0.4, None, layer=0), values)
 
 
-def test_responses_are_normalised_as_the_formula_says():
+def test_local_response_norm_matches_the_formula():
     x = np.random.default_rng(0).standard_normal((2, 3, 3, 8))
     expected = np.empty_like(x)
     for channel in range(8):
@@ -201,7 +201,7 @@ def test_responses_are_normalised_as_the_formula_says():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_model_of_ones_own_is_checked(tmp_path, monkeypatch):
+def test_invalid_user_model_is_refused(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("def make(image_shape, num_classes, *, bias, rngs): ...")
     monkeypatch.syspath_prepend(tmp_path)
     shape = {"image_shape": (2, 2, 1), "num_classes": 3}

@@ -10,7 +10,7 @@ def world():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A rank that has failed a test would leave the others waiting in the next one."""
+    """Aborts all ranks when a test fails on one rank, because the other ranks would wait for it in the next test."""
     report = yield
     if report.failed:
         from mpi4py import MPI

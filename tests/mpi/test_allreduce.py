@@ -1,4 +1,4 @@
-"""The mpi4jax executor against the oracle, bit for bit."""
+"""Compares the mpi4jax and mpi4py executors with the oracle, bit for bit."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def schedules(size):
 
 
 def random_schedule(size, seed):
-    """Random moves: many into one rank, circles, the same move twice, values that change in the round they are sent."""
+    """Random moves: many into one rank, cycles, duplicates, values that change in the round in which they are sent."""
     rng = np.random.default_rng(seed)
     rounds = []
     for _ in range(3 if size > 1 else 0):
@@ -48,7 +48,7 @@ def random_schedule(size, seed):
 
 
 @pytest.mark.parametrize(("num_elements", "num_segments"), [(1, 3), (7, 1), (10_003, 3)])
-def test_every_algorithm_gives_the_bits_of_the_oracle(world, num_elements, num_segments):
+def test_every_algorithm_matches_the_oracle_bit_for_bit(world, num_elements, num_segments):
     values = payloads(world.size, num_elements, np.float32)
     for schedule in schedules(world.size):
         expected = run_numpy.allreduce(schedule, values)[world.rank]
@@ -56,7 +56,7 @@ def test_every_algorithm_gives_the_bits_of_the_oracle(world, num_elements, num_s
 
 
 @pytest.mark.parametrize("num_elements", [1, 7, 10_003])
-def test_mpi4py_runs_the_same_program(world, num_elements):
+def test_mpi4py_executor_matches_the_oracle(world, num_elements):
     values = payloads(world.size, num_elements, np.float32)
     for schedule in schedules(world.size):
         expected = run_numpy.allreduce(schedule, values)[world.rank]
@@ -65,16 +65,16 @@ def test_mpi4py_runs_the_same_program(world, num_elements):
 
 
 @pytest.mark.parametrize("wire", [jnp.bfloat16, jnp.float16])
-def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, wire):
+def test_16_bit_wire_matches_the_oracle_on_all_ranks(world, wire):
     values = payloads(world.size, 1_003, np.float32)
-    # The same of all, but for the type.
+    # The two wires differ only in type, so float16 runs every fourth schedule only.
     for schedule in list(schedules(world.size))[:: 1 if wire == jnp.bfloat16 else 4]:
         expected = run_numpy.allreduce(schedule, values, on_wire=lambda x: x.astype(wire).astype(x.dtype))
         assert all(replica.tobytes() == expected[0].tobytes() for replica in expected)
         np.testing.assert_array_equal(run(world, schedule, values, num_segments=2, wire=wire), expected[world.rank])
 
 
-def test_float64(world):
+def test_float64_matches_the_oracle(world):
     schedule = multicolor(world.size, colors=1, arity=2)
     values = payloads(world.size, 500, np.float64)
     with jax.enable_x64(True):
@@ -84,14 +84,14 @@ def test_float64(world):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_any_schedule_runs_as_in_the_oracle_without_deadlock(world, seed):
+def test_random_schedule_matches_the_oracle_without_deadlock(world, seed):
     schedule = random_schedule(world.size, seed)
     values = payloads(world.size, 33, np.float32)
     expected = run_numpy.allreduce(schedule, values)[world.rank]
     np.testing.assert_array_equal(run(world, schedule, values), expected)
 
 
-def test_repeated_runs_of_one_program(world):
+def test_one_program_runs_repeatedly(world):
     schedule = multicolor(world.size, colors=world.size, arity=2)
     summed = jax.jit(lambda x: run_mpi4jax.allreduce(x, schedule=schedule, comm=world.device_comm))
     values = jnp.full(10, float(world.rank + 1))

@@ -39,7 +39,7 @@ def expected(size, op):
 
 @pytest.mark.parametrize("op", ["mean", "sum"])
 @pytest.mark.parametrize("inside_jit", [False, True])
-def test_any_pytree_is_reduced_over_the_world(world, op, inside_jit):
+def test_any_pytree_is_reduced_over_all_ranks(world, op, inside_jit):
     reduce = lambda tree: jaxdp.allreduce(tree, world, op=op)  # noqa: E731
     result = (jax.jit(reduce) if inside_jit else reduce)(tree(world.rank))
     wanted = expected(world.size, op)
@@ -50,13 +50,13 @@ def test_any_pytree_is_reduced_over_the_world(world, op, inside_jit):
 
 
 @pytest.mark.parametrize("settings", [{"algorithm": "ring"}, {"algorithm": "mpi"}, {"algorithm": "auto"}])
-def test_every_setting_gives_the_same_mean(world, settings):
+def test_every_algorithm_gives_the_same_mean(world, settings):
     values = jnp.arange(1000.0) * (world.rank + 1)
     result = jaxdp.allreduce(values, world, bucket_bytes=1000, **settings)
     np.testing.assert_allclose(result, np.arange(1000) * (world.size + 1) / 2, rtol=1e-6)
 
 
-def test_16_bits_on_the_wire_leave_all_ranks_alike(world):
+def test_16_bit_wire_gives_identical_results_on_all_ranks(world):
     values = jnp.asarray(np.random.default_rng(world.rank).standard_normal(1000), jnp.float32)
     result = np.asarray(jaxdp.allreduce(values, world, wire="bfloat16"))
     assert result.dtype == np.float32
@@ -65,31 +65,31 @@ def test_16_bits_on_the_wire_leave_all_ranks_alike(world):
     assert 1e-7 < np.abs(result - exact).max() < 0.05
 
 
-def test_results_are_on_the_devices_of_the_arguments(world):
+def test_results_stay_on_the_devices_of_the_arguments(world):
     device = jax.devices()[2]
     result = jaxdp.allreduce(jax.device_put(jnp.ones(3), device), world)
     assert result.devices() == {device}
 
 
-def test_a_broadcast_is_that_of_rank_0(world):
+def test_broadcast_returns_the_values_of_rank_0(world):
     mine = {"a": np.arange(3.0) + world.rank, "b": [world.rank, jnp.full((2, 2), world.rank, jnp.int32)]}
     result = jaxdp.broadcast(mine, world)
     np.testing.assert_array_equal(result["a"], np.arange(3.0))
     assert int(result["b"][0]) == 0
     np.testing.assert_array_equal(result["b"][1], np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="broadcast works outside jit"):
+    with pytest.raises(ValueError, match="broadcast cannot be called inside jit"):
         jax.jit(lambda x: jaxdp.broadcast(x, world))(jnp.ones(2))
 
 
-def test_gradients_are_averaged_in_a_chain(world):
+def test_gradients_are_averaged_in_an_optax_chain(world):
     optimizer = optax.chain(jaxdp.average_gradients(world), optax.sgd(0.5))
     params = {"w": jnp.zeros(3)}
     updates, _ = jax.jit(optimizer.update)({"w": jnp.full(3, float(world.rank))}, optimizer.init(params))
     np.testing.assert_allclose(updates["w"], -0.5 * (world.size - 1) / 2, rtol=1e-6)
 
 
-def test_a_rank_may_compile_its_step_anew_alone(world):
-    """As for a last batch of another size: no rank may wait for the others to compile, too."""
+def test_one_rank_may_recompile_its_step_alone(world):
+    """For example for a smaller last batch: the recompiling rank must not wait for the other ranks to recompile."""
     step = jax.jit(lambda batch: jaxdp.allreduce(batch.sum(), world, op="sum"))
     assert float(step(jnp.ones(4))) == 4 * world.size
     last = 3 if world.rank == 0 else 4
@@ -99,18 +99,18 @@ def test_a_rank_may_compile_its_step_anew_alone(world):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"op": "max"}, "allreduce knows the ops 'mean' and 'sum', not 'max'"),
-        ({"algorithm": "rings"}, "allreduce has no algorithm 'rings': known are multicolor, ring"),
-        ({"algorithm": "mpi", "wire": "float16"}, "wire 'float16' needs another algorithm than 'mpi'"),
-        ({"wire": "int8"}, "allreduce has no wire 'int8': known are float32, bfloat16, float16"),
+        ({"op": "max"}, "op must be 'mean' or 'sum', not 'max'"),
+        ({"algorithm": "rings"}, "algorithm must be one of multicolor, ring, .*, not 'rings'"),
+        ({"algorithm": "mpi", "wire": "float16"}, "algorithm 'mpi' does not support wire 'float16': choose another"),
+        ({"wire": "int8"}, "wire must be one of float32, bfloat16, float16, not 'int8'"),
     ],
 )
-def test_an_argument_that_is_not_known_is_refused(world, arguments, message):
+def test_unknown_argument_is_rejected(world, arguments, message):
     with pytest.raises(ValueError, match=message):
         jaxdp.allreduce(jnp.ones(2), world, **arguments)
 
 
 @pytest.mark.parametrize("leaf", ["text", jnp.ones(2, jnp.float8_e4m3fn), jax.random.key(0)])
-def test_a_leaf_that_is_no_number_is_refused_with_its_name(world, leaf):
+def test_non_numeric_leaf_is_rejected_by_name(world, leaf):
     with pytest.raises(ValueError, match=r"\['layer'\] is of type"):
         jaxdp.allreduce({"layer": leaf}, world)

@@ -17,18 +17,18 @@ DIGITS = Config.from_dict(get_config().to_dict()).allreduce
 CONFIG = dataclasses.replace(DIGITS, engine="mpi4jax", algorithm="auto")
 
 
-def test_the_network_is_the_same_for_all_ranks_and_sensible(world):
+def test_measured_network_is_plausible_and_equal_on_all_ranks(world):
     network = measure_network(world)
     assert set(world.allgather(network)) == {network}
     for link in (network.between, network.inside):
         assert 1e-8 < link.alpha < 0.1
-        # None is left beside alpha where others take the cores from small messages.
+        # Beta is 0 if other processes slow down small messages so much that alpha exceeds the time per segment.
         assert 0 <= link.beta < 1e-6
         assert 1e-12 < link.gamma < 1e-7
 
 
 @pytest.mark.parametrize("engine", ["native", "mpi4jax"])
-def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world, engine):
+def test_ranks_agree_and_decide_once_per_bucket_size(world, engine):
     decisions = auto.choose([40_000, 400, 40_000], "float32", world, engine=engine)
     assert world.allgather(decisions) == [decisions] * world.size
     assert decisions[0] is decisions[2]
@@ -39,7 +39,7 @@ def test_all_ranks_decide_alike_and_only_once_for_buckets_of_one_size(world, eng
 
 
 @pytest.mark.parametrize("engine", ["native", "mpi4jax"])
-def test_16_bits_on_the_wire_are_beyond_mpi(world, engine):
+def test_16_bit_wire_excludes_the_mpi_algorithm(world, engine):
     (decision,) = auto.choose([40_000], "bfloat16", world, engine=engine)
     assert world.allgather(decision) == [decision] * world.size
     assert decision.mpi_s is None
@@ -47,7 +47,7 @@ def test_16_bits_on_the_wire_are_beyond_mpi(world, engine):
     assert decision.choice.algorithm != MPI
 
 
-def test_what_was_chosen_sums_and_is_kept(world):
+def test_chosen_allreduce_is_exact_and_its_choice_is_kept(world):
     first = make_allreduce(CONFIG, world, LAYOUT)
     buckets = [np.full(size // 4, world.rank, np.float32) for size in LAYOUT.sizes]
     for bucket in jax.jit(first)(buckets):
@@ -60,7 +60,7 @@ def test_what_was_chosen_sums_and_is_kept(world):
     assert "as chosen when the run began" in kept.description
 
 
-def test_what_was_chosen_elsewhere_is_chosen_anew(world):
+def test_choice_for_other_ranks_or_sizes_is_discarded(world):
     elsewhere = {"engine": "mpi4jax", "num_ranks": 99, "sizes": LAYOUT.sizes, "wire": "float32", "choices": []}
     for chosen in (elsewhere, elsewhere | {"num_ranks": world.size, "sizes": [1]}):
         found = make_allreduce(CONFIG, world, LAYOUT, chosen)

@@ -17,7 +17,7 @@ from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
 
 
 def all_nodes(world):
-    """Every rank on a node of its own; all on one; ranks dealt to two nodes in turn; all but the last on one."""
+    """One node per rank; one node for all; ranks alternating between two nodes; all but the last rank on one node."""
     size = world.size
     yield Nodes(tuple(range(size)))
     yield Nodes((0,) * size)
@@ -30,7 +30,7 @@ def whole_world(world, nodes):
 
 
 def share(world, nodes, num_examples):
-    """Rows that tell which example they are."""
+    """Returns a split whose rows encode the numbers of their examples."""
     bounds, node = nodes.bounds(num_examples), int(nodes.of_rank[world.rank])
     ids = np.arange(bounds[node], bounds[node + 1])
     images = np.stack([ids % 251, ids // 251], axis=-1).astype(np.uint8).reshape(-1, 2, 1, 1)
@@ -38,7 +38,7 @@ def share(world, nodes, num_examples):
 
 
 def encoded_share(world, nodes, num_examples):
-    """The same as PNG files, of several lengths."""
+    """Same as `share`, but with PNG files of different lengths."""
     split = share(world, nodes, num_examples)
     every, files, of_node = [], Files(), Files()
     for example in range(num_examples):
@@ -56,7 +56,7 @@ def encoded_share(world, nodes, num_examples):
 
 
 class Counting:
-    """A communicator that counts the rows that cross."""
+    """A communicator that counts the rows that are sent to other ranks."""
 
     def __init__(self, comm):
         self.comm, self.rows = comm, 0
@@ -90,19 +90,19 @@ def test_every_rank_gets_its_rows_of_every_batch(world, num_examples, batch_size
             assert (images[0] == 255).all()
 
 
-def test_nothing_crosses_between_ranks_of_a_node(world):
+def test_no_rows_are_sent_between_ranks_of_a_node(world):
     deal, ids = Deal(8, world.size, 1), Order(100, 8, seed=3).examples(0, 20)
     for nodes in all_nodes(world):
         comm = Counting(world.data_comm)
         exchange(share(world, nodes, 100), ids, deal.rank_bounds, nodes, comm)
         taker = np.searchsorted(deal.rank_bounds, np.arange(8), side="right") - 1
         holder = np.searchsorted(nodes.bounds(100), ids, side="right") - 1
-        # Three arrays cross: images, labels and ids.
+        # Three arrays are sent: images, labels and ids.
         assert sum(world.allgather(comm.rows)) == 3 * np.sum(holder != nodes.of_rank[taker])
 
 
 @pytest.mark.parametrize("steps_per_exchange", [1, 4, 100])
-def test_the_examples_of_a_step_depend_on_nothing_but_the_seed(world, steps_per_exchange):
+def test_examples_of_a_step_depend_only_on_the_seed(world, steps_per_exchange):
     order = Order(50, 12, seed=1)
     deal = Deal(12, world.size, 2)
     steps = range(3, 17)
@@ -127,7 +127,7 @@ def test_the_examples_of_a_step_depend_on_nothing_but_the_seed(world, steps_per_
 
 
 def shared_share(world, nodes, num_examples, holdings):
-    """As `share`, in memory that the ranks of a node share, as if they were on the nodes of `nodes`."""
+    """Same as `share`, but with the examples in `holdings`, in memory that the ranks share as if placed on `nodes`."""
     bounds, node = nodes.bounds(num_examples), int(nodes.of_rank[world.rank])
     everything = world.shared_array((num_examples, 2, 1, 1), np.uint8), world.shared_array((num_examples,), np.int32)
     images, labels = (array[bounds[node] : bounds[node + 1]] for array in everything)
@@ -153,7 +153,7 @@ def test_examples_are_rearranged_in_place(world, at_once):
 
 
 @pytest.mark.parametrize(("num_partitions", "first"), [(1, 0), (4, 0), (3, 11)])
-def test_partitions_give_the_same_batches_whatever_the_number_of_ranks(world, num_partitions, first):
+def test_batches_of_partitions_do_not_depend_on_the_rank_count(world, num_partitions, first):
     partitions = Partitions(50, num_partitions, exchange_every=2, batch_size=12, seed=1)
     order, deal = Order(50, 12, 1, partitions.order), Deal(12, world.size, 1)
     steps = range(first, 30)
@@ -176,7 +176,7 @@ def test_partitions_give_the_same_batches_whatever_the_number_of_ranks(world, nu
             assert everyones == order.examples(step, step + 1)[0].tolist()
 
 
-def test_with_a_partition_a_node_rows_cross_in_exchanges_of_partitions_only(world):
+def test_rows_leave_nodes_only_when_partitions_exchange(world):
     nodes, deal = Nodes(tuple(range(world.size))), Deal(4 * world.size, world.size, 1)
     partitions = Partitions(40 * world.size, world.size, exchange_every=3, batch_size=4 * world.size, seed=1)
     order, comm = Order(40 * world.size, 4 * world.size, 1, partitions.order), Counting(world.data_comm)
@@ -187,14 +187,14 @@ def test_with_a_partition_a_node_rows_cross_in_exchanges_of_partitions_only(worl
 
 
 class Placed:
-    """The world, as if its ranks were on other nodes."""
+    """The world with its ranks placed on other nodes."""
 
     def __init__(self, world, nodes):
         self.rank, self.leaders = world.rank, nodes.leaders
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 3])
-def test_groups_of_nodes_give_the_same_batches_and_nothing_crosses_between_them(world, num_groups):
+def test_groups_of_nodes_give_the_same_batches_without_mutual_traffic(world, num_groups):
     order, deal = Order(50, 12, seed=1), Deal(12, world.size, 2)
     for nodes in all_nodes(world):
         if nodes.count < num_groups:
@@ -224,8 +224,8 @@ def test_groups_of_nodes_give_the_same_batches_and_nothing_crosses_between_them(
         assert len(set(world.allgather(tuple(group.ranks)))) == num_groups
 
 
-def test_groups_of_nodes_exchange_partitions_each_for_itself(world):
-    """Every rank on a node of its own, in two groups."""
+def test_each_group_of_nodes_exchanges_its_partitions_internally(world):
+    """Places one rank on each node, and the nodes in two groups."""
     partitions = Partitions(50, 3, exchange_every=2, batch_size=12, seed=1)
     order, deal = Order(50, 12, 1, partitions.order), Deal(12, world.size, 1)
     group = Group.of(Placed(world, Nodes(tuple(range(world.size)))), 2).opened(world.data_comm)

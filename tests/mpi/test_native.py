@@ -1,4 +1,4 @@
-"""The native engine against the oracle, bit for bit."""
+"""Compares the native engine with the oracle, bit for bit."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ def engine(world):
 
 @pytest.mark.parametrize("segment_bytes", [2**20, 1024, 4])
 @pytest.mark.parametrize("num_elements", [1, 7, 1_003])
-def test_every_algorithm_gives_the_bits_of_the_oracle(world, engine, num_elements, segment_bytes):
+def test_every_algorithm_matches_the_oracle_bit_for_bit(world, engine, num_elements, segment_bytes):
     values = payloads(world.size, num_elements, np.float32)
     for schedule in schedules(world.size):
         plan = engine.plan(schedule, num_elements, np.float32, segment_bytes=segment_bytes)
@@ -31,7 +31,7 @@ def test_every_algorithm_gives_the_bits_of_the_oracle(world, engine, num_element
             np.testing.assert_array_equal(engine.allreduce(values[world.rank], plan), expected)
 
 
-def test_float64(world, engine):
+def test_float64_matches_the_oracle(world, engine):
     schedule = multicolor(world.size, colors=1, arity=2)
     values = payloads(world.size, 500, np.float64)
     plan = engine.plan(schedule, 500, np.float64, segment_bytes=256)
@@ -41,8 +41,8 @@ def test_float64(world, engine):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_mpi_sums_by_itself_many_payloads_at_once(world, engine, dtype):
-    """Started in another order on each rank; also into the payload."""
+def test_mpi_algorithm_sums_many_payloads_at_once(world, engine, dtype):
+    """Each rank starts the sums in a different order, and also writes results into the payload."""
     plans = [engine.plan_by_mpi(size, dtype) for size in (1, 1000, 70_000)]
     results = {}
 
@@ -64,7 +64,7 @@ def test_mpi_sums_by_itself_many_payloads_at_once(world, engine, dtype):
 
 
 @pytest.mark.parametrize("wire", ["bfloat16", "float16"])
-def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, engine, wire):
+def test_16_bit_wire_matches_the_oracle_on_all_ranks(world, engine, wire):
     values = payloads(world.size, 1_003, np.float32)
     for schedule in schedules(world.size):
         expected = run_numpy.allreduce(schedule, values, on_wire=lambda x: x.astype(jnp.dtype(wire)).astype(x.dtype))
@@ -73,7 +73,7 @@ def test_16_bits_on_the_wire_give_the_bits_of_the_oracle_on_all_ranks(world, eng
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_any_schedule_runs_as_in_the_oracle_without_deadlock(world, engine, seed):
+def test_random_schedule_matches_the_oracle_without_deadlock(world, engine, seed):
     schedule = random_schedule(world.size, seed)
     values = payloads(world.size, 33, np.float32)
     for wire in (None, "bfloat16"):
@@ -83,7 +83,7 @@ def test_any_schedule_runs_as_in_the_oracle_without_deadlock(world, engine, seed
         np.testing.assert_array_equal(engine.allreduce(values[world.rank], plan), expected)
 
 
-def test_a_sum_into_its_own_payload(world, engine):
+def test_sum_may_overwrite_its_payload(world, engine):
     for schedule in schedules(world.size):
         plan = engine.plan(schedule, 100, np.float32, segment_bytes=64)
         values = payloads(world.size, 100, np.float32)
@@ -92,7 +92,7 @@ def test_a_sum_into_its_own_payload(world, engine):
         np.testing.assert_array_equal(engine.allreduce(mine, plan, out=mine), expected)
 
 
-def test_many_at_once_in_another_order_on_each_rank(world, engine):
+def test_ranks_may_start_concurrent_sums_in_different_orders(world, engine):
     schedule = multicolor(world.size, colors=min(2, world.size), arity=2)
     sizes = [1 + 997 * index for index in range(12)]
     plans = [engine.plan(schedule, size, np.float32, segment_bytes=1024) for size in sizes]
@@ -113,7 +113,7 @@ def test_many_at_once_in_another_order_on_each_rank(world, engine):
             np.testing.assert_array_equal(results[index], run_numpy.allreduce(schedule, of_ranks)[world.rank])
 
 
-def test_inside_jit_beside_other_work(world, engine):
+def test_several_sums_run_inside_jit(world, engine):
     schedule = multicolor(world.size, colors=min(2, world.size), arity=2)
     plans = [engine.plan(schedule, 5_000, np.float32, segment_bytes=4096) for _ in range(3)]
 
@@ -130,7 +130,7 @@ def test_inside_jit_beside_other_work(world, engine):
             np.testing.assert_array_equal(np.asarray(result), expected)
 
 
-def test_inside_shard_map_each_device_crosses_on_its_own(world, engine):
+def test_each_device_in_shard_map_is_summed_separately(world, engine):
     devices = jax.local_devices()
     schedule = multicolor(world.size, colors=1, arity=2)
     plans = [engine.plan(schedule, 64, np.float32, segment_bytes=64) for _ in devices]
@@ -150,7 +150,7 @@ def test_inside_shard_map_each_device_crosses_on_its_own(world, engine):
     np.testing.assert_array_equal(np.asarray(summed(values[world.rank])), np.concatenate(expected))
 
 
-def test_a_message_that_fails_is_named_and_ends_the_engine(world):
+def test_failed_message_is_named_and_ends_the_engine(world):
     alone = run_native.Engine(world.native_comm.Dup())
     schedule = Schedule.from_rounds(world.size, 1, [[Move(1, 0, 0, True)]] if world.size > 1 else [])
     payload = np.ones(10 if world.rank == 0 else 20, np.float32)
@@ -164,7 +164,7 @@ def test_a_message_that_fails_is_named_and_ends_the_engine(world):
     alone.stop()
 
 
-def test_an_engine_that_has_stopped_says_so(world):
+def test_stopped_engine_raises_an_error(world):
     alone = run_native.Engine(world.native_comm.Dup())
     plan = alone.plan_without_messages(10, np.float32)
     payload = np.ones(10, np.float32)
@@ -174,7 +174,7 @@ def test_an_engine_that_has_stopped_says_so(world):
         alone.allreduce(payload, plan)
 
 
-def test_events_tell_when_each_sum_took_place(world, engine):
+def test_events_record_when_each_sum_took_place(world, engine):
     plan = engine.plan(multicolor(world.size, colors=1, arity=2), 1000, np.float32, segment_bytes=512)
     before = time.perf_counter()
     for _ in range(3):
@@ -186,7 +186,7 @@ def test_events_tell_when_each_sum_took_place(world, engine):
     assert [before, *times, after] == sorted([before, *times, after])
 
 
-def test_events_are_taken_by_their_number_so_that_none_is_left_out_or_taken_twice(engine):
+def test_events_are_selected_by_number(engine):
     plan = engine.plan_without_messages(10, np.float32)
     over, _ = engine.counts()
     for _ in range(4):

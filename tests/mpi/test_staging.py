@@ -1,4 +1,4 @@
-"""Buckets that go from local devices over the ranks by the host."""
+"""Buckets of local devices that are summed over the ranks through the host."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ NUM_DEVICES = 3
 
 
 @pytest.mark.parametrize("name", ["native", "mpi4jax"])
-def test_each_device_has_its_part_of_a_bucket_cross_on_its_own(world, name):
+def test_each_device_part_of_a_bucket_is_summed_separately(world, name):
     engine = LocalEngine.create(name, world.size, jax.devices()[:NUM_DEVICES])
     staging = Staging(engine.mesh, engine.host)
     layout = Buckets.plan([np.zeros(12, np.float32), np.zeros(3, np.float32)], bucket_bytes=1)

@@ -1,4 +1,4 @@
-"""Training steps over all ranks against the same steps on one device of one rank."""
+"""Compares training steps over all ranks with the same steps on one device of one rank."""
 
 import dataclasses
 import functools
@@ -68,10 +68,12 @@ def train(
     staged=False,
     batch_statistics_of=None,
 ):
-    """The losses, and the fingerprint of the state after every step; by the native engine over this world, if any.
+    """Returns the losses and the fingerprints of the state after every step.
 
-    Staged: as with an accelerator, buckets pass through the host, each in a program of its own. Batch statistics are
-    those of each device, or of a world.
+    Args:
+      over: world of the native engine; None selects mpi4jax.
+      staged: whether buckets pass through the host in separate programs, as with an accelerator.
+      batch_statistics_of: world whose batch statistics are used; None uses those of each device.
     """
     network, params, stats = Network.create(
         model, MODELS[model] | {"dtype": np.dtype(dtype).name}, image_shape=(8, 8, 1), num_classes=10, seed=0
@@ -92,7 +94,7 @@ def train(
     blocking = BlockingAllreduce([choice] * len(layout.members), device_comm)
     step = engine.train_step(task, chain, layout, native(over, layout, choice, devices) if over else blocking)
     losses, prints = [], []
-    # As if every rank had a node to itself.
+    # As if every rank were on a separate node.
     nodes = Nodes(tuple(range(data_comm.size)))
     for batch in feed.batches(
         share(nodes, data_comm.rank),
@@ -111,7 +113,7 @@ def train(
 
 
 def only_with(ranks, world):
-    """Steps take long to compile: not every case meets every number of ranks."""
+    """Skips the test on other numbers of ranks, because steps take long to compile."""
     if world.size not in ranks:
         pytest.skip(f"for {ranks} ranks")
 
@@ -130,8 +132,8 @@ def alone(model="cnn", **common):
         ({3}, "mpi4jax", 2, 5, "sgd", True),
     ],
 )
-def test_the_number_of_ranks_changes_nothing_but_rounding(world, ranks, engine, devices, batch_size, optimizer, staged):
-    """In float64, where 25 steps leave no room for anything else."""
+def test_number_of_ranks_changes_losses_only_by_rounding(world, ranks, engine, devices, batch_size, optimizer, staged):
+    """Uses float64, in which rounding stays below 1e-11 over 25 steps."""
     only_with(ranks, world)
     common = {"batch_size": batch_size, "steps": 25, "dtype": np.float64, "optimizer": optimizer}
     comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
@@ -145,8 +147,8 @@ def test_the_number_of_ranks_changes_nothing_but_rounding(world, ranks, engine, 
     ("ranks", "engine", "devices", "batch_size"),
     [({2}, "native", 3, 5), ({3}, "mpi4jax", 1, 13)],
 )
-def test_batch_statistics_of_the_world_do_not_depend_on_the_number_of_ranks(world, ranks, engine, devices, batch_size):
-    """Also where a device has no real example (5 examples on 6 devices)."""
+def test_world_batch_statistics_do_not_depend_on_the_rank_count(world, ranks, engine, devices, batch_size):
+    """Also covers devices without a real example (5 examples on 6 devices)."""
     only_with(ranks, world)
     common = {"batch_size": batch_size, "steps": 8, "dtype": np.float64}
     comms = {"device_comm": world.device_comm, "data_comm": world.data_comm}
@@ -166,8 +168,8 @@ def test_batch_statistics_of_the_world_do_not_depend_on_the_number_of_ranks(worl
         ({2, 3}, "native", "cnn", 1, 13, Choice("halving_doubling", wire="bfloat16")),
     ],
 )
-def test_replicas_have_equal_bits_after_every_step(world, ranks, engine, model, devices, batch_size, choice):
-    """Also where a device has no real example (5 examples on 12 devices)."""
+def test_replicas_are_bit_identical_after_every_step(world, ranks, engine, model, devices, batch_size, choice):
+    """Also covers devices without a real example (5 examples on 12 devices)."""
     only_with(ranks, world)
     losses, prints = train(
         model,

@@ -3,10 +3,10 @@ import pathlib
 import pytest
 
 
-def test_a_job_that_is_killed_leaves_none_of_mpichs_shared_memory_behind(world):
-    """By the name of which a later job could take it for its own."""
+def test_killed_job_leaves_no_mpich_shared_memory_behind(world):
+    """A later job could mistake shared memory of the same name for its own."""
     if not world.library.startswith("MPICH"):
-        pytest.skip("Open MPI's is cleared away by its launcher")
+        pytest.skip("Open MPI's launcher removes its shared memory")
     mapped = pathlib.Path("/proc/self/maps").read_text().split()
     segments = [pathlib.Path(word) for word in mapped if word.startswith("/dev/shm/mpich")]
     assert segments

@@ -1,5 +1,6 @@
-// Many allreduces at once, started in another order on each rank, from several threads, over and over; for sanitizers.
-// A ring, a star and MPI's own, whole numbers so that every order of additions gives the same sums. Run under mpirun.
+// Stress test for sanitizers: starts many concurrent allreduces again and again, from two threads and in a different
+// order on each rank. The plans are rings, stars and MPI's own allreduce. The payloads are whole numbers, so every
+// order of additions gives the same sums. Run under mpirun.
 
 #include <algorithm>
 #include <atomic>

@@ -5,7 +5,7 @@ import pytest
 from jaxdp import native
 
 
-def test_an_engine_that_is_not_built_for_this_mpi_is_missed(monkeypatch):
+def test_engine_not_built_for_this_mpi_is_reported(monkeypatch):
     looked_for = []
     monkeypatch.setattr(native.importlib.util, "find_spec", looked_for.append)
     for mpi in ("Open MPI", "MPICH", "Intel MPI"):
@@ -15,7 +15,7 @@ def test_an_engine_that_is_not_built_for_this_mpi_is_missed(monkeypatch):
     assert [name.split("_")[-1] for name in looked_for] == ["openmpi", "mpich", "mpich"]
 
 
-def test_convolutions_are_there_where_onednn_is(monkeypatch):
+def test_convolutions_are_available_only_with_onednn(monkeypatch):
     installed = True
     try:
         importlib.metadata.version("onednn-cpu-tbb")

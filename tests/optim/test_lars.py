@@ -30,7 +30,7 @@ def tree(seed):
 
 
 def run(config, params, gradients):
-    """The parameters after each step, in float64 and, but for optax's AdamW, without any promotion of dtypes."""
+    """Yields the parameters after each step in float64; dtypes are promoted only for optax's AdamW, which needs it."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard" if config.name == "adamw" else "strict"):
         optimizer = make_optimizer(config, lambda step: jnp.asarray(RATES, jnp.float64)[step], params)
         params = jax.tree.map(jnp.asarray, params)
@@ -41,7 +41,7 @@ def run(config, params, gradients):
             yield jax.tree.map(np.asarray, params)
 
 
-def test_lars_is_the_papers_equation():
+def test_lars_matches_the_equation_in_the_paper():
     params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
     expected = dict(params)
@@ -58,7 +58,7 @@ def test_lars_is_the_papers_equation():
             np.testing.assert_allclose(after[name], expected[name], rtol=1e-13)
 
 
-def test_the_local_rate_is_1_where_a_norm_is_0():
+def test_local_rate_is_one_if_a_norm_is_zero():
     gradient = {"kernel": np.ones((2, 2))}
     (after,) = run(CONFIG, {"kernel": np.zeros((2, 2))}, [gradient])
     np.testing.assert_array_equal(after["kernel"], -0.5 * gradient["kernel"])
@@ -66,7 +66,7 @@ def test_the_local_rate_is_1_where_a_norm_is_0():
     np.testing.assert_allclose(after["kernel"], gradient["kernel"] * (1 - 0.5 * 0.01), rtol=1e-15)
 
 
-def test_sgd_has_the_rate_outside_the_velocity_and_decays_kernels_only():
+def test_sgd_applies_rate_outside_velocity_and_decays_only_kernels():
     config = dataclasses.replace(CONFIG, name="sgd")
     params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
     velocity = {name: np.zeros_like(value) for name, value in params.items()}
@@ -79,7 +79,7 @@ def test_sgd_has_the_rate_outside_the_velocity_and_decays_kernels_only():
             np.testing.assert_allclose(after[name], expected[name], rtol=1e-13)
 
 
-def test_adamw_is_its_papers_algorithm():
+def test_adamw_matches_the_algorithm_in_the_paper():
     config = dataclasses.replace(CONFIG, name="adamw")
     params, gradients = tree(0), [tree(seed) for seed in range(1, 5)]
     first, second = ({name: np.zeros_like(value) for name, value in params.items()} for _ in range(2))
@@ -95,7 +95,7 @@ def test_adamw_is_its_papers_algorithm():
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_vectors_are_decayed_and_scaled_too_if_asked(name):
+def test_vectors_too_decays_and_scales_vectors(name):
     params, gradient = tree(0), jax.tree.map(np.zeros_like, tree(0))
     (after,) = run(dataclasses.replace(CONFIG, name=name), params, [gradient])
     (asked,) = run(dataclasses.replace(CONFIG, name=name, vectors_too=True), params, [gradient])
@@ -105,7 +105,7 @@ def test_vectors_are_decayed_and_scaled_too_if_asked(name):
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_long_gradients_are_clipped_to_the_norm_over_all_parameters(name):
+def test_gradients_are_clipped_by_their_global_norm(name):
     params, gradient = tree(0), tree(1)
     norm = np.sqrt(sum(np.sum(leaf**2) for leaf in gradient.values()))
     plain, clipped = (dataclasses.replace(CONFIG, name=name, clip_norm=limit) for limit in (None, norm / 4))
@@ -118,7 +118,7 @@ def test_long_gradients_are_clipped_to_the_norm_over_all_parameters(name):
         )
 
 
-def test_biases_and_normalisation_are_no_kernels():
+def test_biases_and_normalisation_parameters_are_not_kernels():
     from jaxdp.models.network import Network
 
     options = {"stage_sizes": (1, 1), "width": 2, "stem": "cifar", "zero_gamma": True}

@@ -1,4 +1,4 @@
-"""The study of large batches: who is trained and tested on what, and what is made of the outcomes."""
+"""Tests of the large-batch study: data splits, arms, choice of rates, statistics, and resuming."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ SMALL = Config.from_dict(get_config().to_dict())
 PROTOCOL = Protocol(multiples=(1, 16), rates=(0.01, 0.02), folds=5, repeats=2)
 
 
-def test_each_example_is_tested_once_in_a_repetition_and_never_trained_on_for_that():
+def test_folds_test_each_example_once_and_never_train_on_it():
     tested = []
     for fold in range(5):
         parts = split(1797, PROTOCOL, repeat=1, fold=fold)
@@ -31,7 +31,7 @@ def test_each_example_is_tested_once_in_a_repetition_and_never_trained_on_for_th
     assert set(other) != test
 
 
-def test_arms_change_what_they_say_and_nothing_else():
+def test_each_arm_changes_only_the_settings_it_names():
     assert [(arm.multiple, arm.method) for arm in arms(PROTOCOL)] == [
         *((1, method) for method in ("unchanged", "warmup", "lars")),
         *((16, method) for method in ("unchanged", "scaled", "warmup", "lars")),
@@ -60,7 +60,7 @@ def test_arms_change_what_they_say_and_nothing_else():
     }
 
 
-def test_a_rate_is_chosen_by_examples_that_are_not_tested_on():
+def test_rate_is_chosen_on_validation_examples():
     first = Run(1, "lars", 0.01, 0, 0)
     low, middle, high = (dataclasses.replace(first, base_rate=rate) for rate in (0.01, 0.02, 0.04))
     protocol = dataclasses.replace(PROTOCOL, rates=(0.01, 0.02, 0.04))
@@ -74,8 +74,8 @@ def test_a_rate_is_chosen_by_examples_that_are_not_tested_on():
     assert best(outcomes, low, protocol) == low
 
 
-def test_the_interval_is_that_of_a_repeated_cross_validation():
-    """By hand: of 15 values, Student's t of 14 degrees of freedom is 2.1448."""
+def test_interval_is_corrected_for_repeated_cross_validation():
+    """Compares with a calculation by hand: for 15 values, Student's t with 14 degrees of freedom is 2.1448."""
     values = np.random.default_rng(0).normal(0.98, 0.01, 15)
     found = corrected_interval(values.tolist(), num_test=360, num_train=1080)
     deviation = math.sqrt((1 / 15 + 1 / 3) * values.var(ddof=1))
@@ -84,9 +84,9 @@ def test_the_interval_is_that_of_a_repeated_cross_validation():
     assert found.mean - found.low == pytest.approx(found.high - found.mean)
 
 
-def test_differences_are_taken_fold_by_fold():
+def test_differences_between_arms_are_paired_by_fold():
     def accuracy(run):
-        # Folds differ much more than arms do.
+        # Accuracy differs much more between folds than between arms.
         return 0.8 + 0.04 * run.fold - (0.01 if run.multiple == 16 else 0.0) - (0.5 if run.base_rate == 0.02 else 0.0)
 
     outcomes = {run: Outcome(accuracy(run), 0.1, accuracy(run), 0.1) for run in runs(PROTOCOL)}
@@ -98,15 +98,15 @@ def test_differences_are_taken_fold_by_fold():
     assert found[Arm(16, "lars")].accuracy.high > 0.9
     assert found[Arm(16, "lars")].chosen == {0.01: 10}
     assert found[Arm(16, "lars")].by_rate == pytest.approx({0.01: 0.87, 0.02: 0.37})
-    # Variance 0.0035556, corrected by 1/10 + 1/3; Student's t of 9 degrees of freedom is 2.2622.
+    # The variance is 0.0035556, corrected by 1/10 + 1/3; Student's t with 9 degrees of freedom is 2.2622.
     text = tables(list(found.values()), SMALL)
     assert "| 512 | rate scaled, warmup, LARS | 87.00 [78.12, 95.88] | -1.00 [-1.00, -1.00] | 0.01 (10) |" in text
     assert "| 512 | rate unchanged | 87.00 | 37.00 |" in text
 
 
 @TAKES_LONG
-def test_a_run_of_the_study_is_one_of_the_trainer(jobs):
-    """The same steps: all of its 1,437 examples trained on, the same test split evaluated."""
+def test_study_run_matches_the_trainer(jobs):
+    """Both take the same steps on all 1,437 training examples and are evaluated on the same test split."""
     from jaxdp.data.catalog import open_source
     from jaxdp.study.training import Examples, Training
 
@@ -147,7 +147,7 @@ world.run(job)
 
 
 @TAKES_LONG
-def test_a_study_that_was_killed_goes_on_with_what_is_left(jobs, tmp_path, monkeypatch):
+def test_killed_study_resumes_with_the_remaining_runs(jobs, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", ".:tests")
     (tmp_path / "study.py").write_text(SCRIPT)
     folder = tmp_path / "study"
@@ -158,14 +158,14 @@ def test_a_study_that_was_killed_goes_on_with_what_is_left(jobs, tmp_path, monke
         return ended.out.splitlines()
 
     whole = study(2)
-    assert whole[0] == "0 runs are done, 9 are left, 5 of them are mine"
+    assert whole[0] == "0 runs done, 9 left, 5 of them on this rank"
     lines = (folder / "outcomes.jsonl").read_text().splitlines()
     assert len(lines) == 9
-    # As a kill leaves it: some of it gathered, the rest in the files of ranks, a last line cut off.
+    # After a kill, some outcomes are gathered and others are still in the file of a rank, which ends in a cut line.
     (folder / "outcomes.jsonl").write_text("".join(line + "\n" for line in lines[:3]))
     (folder / "outcomes-1.jsonl").write_text(lines[5] + "\n" + lines[6][:20])
     again = study(3)
-    assert again[0] == "4 runs are done, 5 are left, 2 of them are mine"
+    assert again[0] == "4 runs done, 5 left, 2 of them on this rank"
     after = (folder / "outcomes.jsonl").read_text().splitlines()
     runs_of = [[json.loads(line)["run"] for line in some] for some in (lines, after)]
     assert sorted(map(str, runs_of[0])) == sorted(map(str, runs_of[1]))

@@ -1,4 +1,4 @@
-"""The allreduce algorithms: each one a pure function from a number of ranks to a schedule, all in one table."""
+"""The table of allreduce algorithms, each a pure function from a number of ranks to a schedule."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from jaxdp.collectives.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
-    """A row of the table.
+    """An entry of the algorithm table.
 
     Attributes:
-      schedule: (num_ranks, **options) to a schedule.
-      profile: the same arguments to its closed form.
-      options: the names of the options.
+      schedule: function of (num_ranks, **options) that returns the schedule.
+      profile: function of the same arguments that returns the closed form of its cost.
+      options: names of the options.
     """
 
     schedule: Callable[..., Schedule]
@@ -33,20 +33,20 @@ class Algorithm:
 
 
 def hierarchical(num_ranks: int, *, inner: str, outer: str, ranks_per_node: int, **options: Any) -> Schedule:
-    """One algorithm inside nodes, another between them: see `compose`.
+    """Returns a schedule with one algorithm inside nodes and one between nodes, built by `compose`.
 
     Args:
-      num_ranks: p, 1 or more; rank r is on node r // ranks_per_node.
-      inner: name of an algorithm without options.
-      outer: name of another one.
-      ranks_per_node: L, a divisor of p.
-      **options: of the outer algorithm; others are let be.
+      num_ranks: number of ranks p, 1 or more; rank r is on node r // ranks_per_node.
+      inner: name of the algorithm inside nodes, which must have no options.
+      outer: name of the algorithm between nodes, any but "hierarchical".
+      ranks_per_node: number of ranks per node, a divisor of p.
+      **options: options of the outer algorithm; unknown options are ignored.
 
     Returns:
       A schedule of p ranks.
 
     Raises:
-      ValueError: the nodes are not of one size, or there is no such inner or outer algorithm.
+      ValueError: p is not divisible by ranks_per_node, or the inner or outer algorithm is unknown.
     """
     within, between, num_nodes = _levels(num_ranks, inner, outer, ranks_per_node)
     return compose(
@@ -56,7 +56,7 @@ def hierarchical(num_ranks: int, *, inner: str, outer: str, ranks_per_node: int,
 
 
 def hierarchical_profile(num_ranks: int, *, inner: str, outer: str, ranks_per_node: int, **options: Any) -> Profile:
-    """The closed form of `hierarchical`."""
+    """Returns the closed form of the cost of `hierarchical`."""
     within, between, num_nodes = _levels(num_ranks, inner, outer, ranks_per_node)
     return compose_profiles(
         within.schedule(ranks_per_node),
@@ -83,10 +83,10 @@ OUTER = tuple(name for name in ALGORITHMS if name != "hierarchical")
 def _levels(num_ranks: int, inner: str, outer: str, ranks_per_node: int) -> tuple[Algorithm, Algorithm, int]:
     for level, name, known in (("inner", inner, INNER), ("outer", outer, OUTER)):
         if name not in known:
-            raise ValueError(f"allreduce.{level} is {name!r}, known are {', '.join(known)}")
+            raise ValueError(f"allreduce.{level} must be one of {', '.join(known)}, not {name!r}")
     if ranks_per_node < 1 or num_ranks % ranks_per_node:
         raise ValueError(
-            f"a hierarchical allreduce needs nodes of as many ranks each: {num_ranks} ranks do not make nodes of "
-            f"{ranks_per_node}: set allreduce.ranks_per_node to a divisor of {num_ranks}"
+            f"a hierarchical allreduce needs the same number of ranks on every node: {num_ranks} ranks cannot be "
+            f"divided into nodes of {ranks_per_node}: set allreduce.ranks_per_node to a divisor of {num_ranks}"
         )
     return ALGORITHMS[inner], ALGORITHMS[outer], num_ranks // ranks_per_node

@@ -1,4 +1,4 @@
-"""Pairwise reduce-scatter and all-gather: every rank speaks with every other (Thakur et al. 2005)."""
+"""Pairwise reduce-scatter and all-gather: every rank exchanges with every other rank (Thakur et al. 2005)."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from jaxdp.collectives.schedule import Schedule, moves, turned_round
 
 
 def direct(num_ranks: int) -> Schedule:
-    """Rank c gets its chunk c from all others and adds them up; then it gives the sum to all.
+    """Returns a schedule in which each rank c sums chunk c of all ranks, and then sends the sum to all other ranks.
 
-    In round t = 1 ... p - 1 rank r sends to rank r + t; then come the same rounds turned round. These are the trees of
-    multi-color with p colors of arity p, taken apart into rounds in which all ranks have a different peer.
+    In round t = 1 ... p - 1 rank r sends to rank r + t (mod p); the same rounds follow in the reverse direction. These
+    are the trees of multi-color with p colors of arity p, split into rounds in which every rank has a different peer.
 
-    Rounds: 2 (p - 1). Bytes: as in the ring, 2 n (p - 1) / p a rank, the least that there can be. Fan-in: 1.
+    Rounds: 2 (p - 1). Bytes: 2 n (p - 1) / p per rank, the lower bound, as in the ring. Fan-in: 1.
 
     Args:
-      num_ranks: p, 1 or more.
+      num_ranks: number of ranks p, 1 or more.
 
     Returns:
       A schedule of p ranks and p chunks.

@@ -1,4 +1,4 @@
-"""Recursive halving and doubling, Rabenseifner's algorithm (Thakur et al. 2005): least bytes in about log p rounds."""
+"""Recursive halving and doubling, Rabenseifner's algorithm (Thakur et al. 2005): fewest bytes in O(log p) rounds."""
 
 import numpy as np
 
@@ -7,17 +7,18 @@ from jaxdp.collectives.schedule import Schedule, moves, turned_round
 
 
 def halving_doubling(num_ranks: int) -> Schedule:
-    """Pairs of ranks exchange halves of what they hold, at half the distance each time; then all of it backwards.
+    """Returns the schedule of recursive halving (reduce-scatter) and then recursive doubling (all-gather).
 
-    With q the largest power of two up to p, the first q ranks do so: at distance d = q / 2, q / 4 ... 1 rank r gives
-    rank r xor d the half that holds chunk r xor d, and ends with chunk r. Each of the p - q others first gives all it
-    has to the rank q below it, and gets the result from it at last.
+    Let q be the largest power of two up to p. At distances d = q / 2, q / 4 ... 1, each of the first q ranks r sends to
+    rank r xor d the half of what it holds that contains chunk r xor d, and so ends with chunk r. The same rounds then
+    run backwards as copies. Each of the other p - q ranks first sends its whole payload to the rank q below it, and
+    receives the result from that rank at the end.
 
-    Rounds: 2 log2 q, and 2 more if p is no power of two. Bytes: 2 n (q - 1) / q a rank, the least that there can be
-    for p = q; ranks below p - q send and receive n more, and ranks from q on send and receive n only. Fan-in: 1.
+    Rounds: 2 log2 q, and 2 more if p is not a power of two. Bytes: 2 n (q - 1) / q per rank, the lower bound for p = q.
+    Ranks below p - q send and receive n more; ranks from q on send and receive only n. Fan-in: 1.
 
     Args:
-      num_ranks: p, 1 or more.
+      num_ranks: number of ranks p, 1 or more.
 
     Returns:
       A schedule of p ranks and q chunks.
@@ -34,7 +35,10 @@ def halving_doubling(num_ranks: int) -> Schedule:
 
 
 def halving_doubling_profile(num_ranks: int) -> Profile:
-    """Rank 0 is as busy as any: it is among those with a rank above them, if there are such."""
+    """Returns the closed form of the cost of `halving_doubling`.
+
+    No rank is busier than rank 0, which serves one of the p - q additional ranks if there are any.
+    """
     q = _largest_power_of_two(num_ranks)
     inwards = [Activity(messages_in=1, received=1, added=1)] if num_ranks > q else []
     outwards = [Activity(messages_out=1, sent=1)] if num_ranks > q else []

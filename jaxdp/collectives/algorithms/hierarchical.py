@@ -1,4 +1,4 @@
-"""Two levels: the ranks of a node among themselves, and nodes with one another."""
+"""Two-level allreduces, with one algorithm inside nodes and one between nodes."""
 
 from typing import Any
 
@@ -9,22 +9,23 @@ from jaxdp.collectives.schedule import Schedule, moves
 
 
 def compose(inner: Schedule, outer: Schedule) -> Schedule:
-    """Reduce-scatter inside every node, allreduce between nodes, all-gather inside.
+    """Composes a reduce-scatter inside every node, an allreduce between nodes, and an all-gather inside every node.
 
-    Rank r is rank r mod L of node r // L. The inner schedule's reductions bring each of its K chunks together on one
-    rank of the node, its owner. The owners of a chunk on all N nodes sum it up by the outer schedule, all chunks at
-    once; then the inner schedule's copies hand it out. An inner schedule that spreads its chunks over all ranks of the
-    node, as ring, direct and halving_doubling do, lets each of them take its part n / L between nodes.
+    Rank r is rank r mod L of node r // L. The reductions of the inner schedule sum each of its K chunks on one rank of
+    the node, the chunk's owner. The owners of a chunk on all N nodes then sum it by the outer schedule, for all chunks
+    at once. Finally the copies of the inner schedule distribute the sums inside each node. If the inner schedule
+    spreads its chunks over all ranks of the node (ring, direct, and halving_doubling if L is a power of two), each rank
+    exchanges its share n / L between nodes.
 
-    Rounds: those of both. Bytes: those of the inner schedule, inside a node; and between nodes, for a rank that owns c
-    chunks, c / K of those of the outer schedule. Fan-in: the larger of the two.
+    Rounds: the sum of both schedules. Bytes: inside a node, those of the inner schedule; between nodes, for a rank that
+    owns c chunks, c / K of those of the outer schedule. Fan-in: the larger of the two.
 
     Args:
-      inner: for the L ranks of a node; first reductions only, then copies only.
-      outer: for the N nodes.
+      inner: schedule for the L ranks of a node; all reductions must come before all copies.
+      outer: schedule for the N nodes.
 
     Returns:
-      A schedule of N L ranks, with as many chunks as the product of both.
+      A schedule of N L ranks. Its number of chunks is the product of those of the two schedules.
     """
     middle, owner = _middle(inner), _owners(inner)
     node = np.arange(outer.num_ranks)[:, None]
@@ -49,10 +50,10 @@ def compose(inner: Schedule, outer: Schedule) -> Schedule:
 
 
 def compose_profiles(inner: Schedule, inner_profile: Profile, outer_profile: Profile) -> Profile:
-    """The closed form of `compose`: every role inside a node with every role between nodes."""
+    """Returns the closed form of the cost of `compose`: every role inside a node with every role between nodes."""
     middle = _middle(inner)
     owned = np.bincount(_owners(inner)).max() / inner.num_chunks
-    # A rank sends all its chunks to a peer as one message: bytes are in proportion to them, messages are not.
+    # A rank sends all its chunks to a peer as one message: bytes grow with the number of chunks, messages do not.
     between = outer_profile.table * [1, owned, 1, owned, owned]
     roles: list[Any] = [
         np.concatenate([inside[:middle], outside, inside[middle:]])
@@ -65,16 +66,19 @@ def compose_profiles(inner: Schedule, inner_profile: Profile, outer_profile: Pro
 
 
 def _middle(inner: Schedule) -> int:
-    """The first round with copies."""
+    """Returns the index of the first round with copies."""
     copies = [not inner.table(index)[:, 3].all() for index in range(inner.num_rounds)]
     middle = copies.index(True) if copies else 0
     reductions_after = any(inner.table(index)[:, 3].any() for index in range(middle, inner.num_rounds))
-    assert not reductions_after, "an inner schedule first reduces, then copies"
+    assert not reductions_after, "all reductions of an inner schedule must come before its copies"
     return middle
 
 
 def _owners(inner: Schedule) -> np.ndarray:
-    """int64 [num_chunks], which rank has the whole sum of each chunk when the copies begin: the first to send it."""
+    """Returns the rank that holds the whole sum of each chunk when the copies begin, int64 [num_chunks].
+
+    The owner is the first rank to send a copy of the chunk.
+    """
     owner = np.zeros(inner.num_chunks, np.int64)
     for index in reversed(range(_middle(inner), inner.num_rounds)):
         src, _, chunk, _ = inner.table(index).T

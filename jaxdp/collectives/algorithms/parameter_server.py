@@ -1,4 +1,4 @@
-"""The parameter server, FireCaffe's base line (Iandola et al., arXiv 1511.00175, section 4.1): a star."""
+"""The parameter server, the baseline of FireCaffe (Iandola et al., arXiv 1511.00175, section 4.1): a star."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from jaxdp.collectives.schedule import Schedule, moves, turned_round
 
 
 def parameter_server(num_ranks: int) -> Schedule:
-    """All ranks send what they have to rank 0, which adds it up in their order and sends the sum to each.
+    """Returns a schedule in which rank 0 adds the payloads of all ranks, in the order of ranks, and returns the sum.
 
-    Rounds: 2. Bytes: rank 0 receives and sends n (p - 1), all others n, against 2 n (p - 1) / p at least. Fan-in:
-    p - 1.
+    Rounds: 2. Bytes: rank 0 receives and sends n (p - 1), every other rank n (the lower bound is 2 n (p - 1) / p).
+    Fan-in: p - 1.
 
     Args:
-      num_ranks: p, 1 or more.
+      num_ranks: number of ranks p, 1 or more.
 
     Returns:
       A schedule of p ranks and 1 chunk.
@@ -25,7 +25,7 @@ def parameter_server(num_ranks: int) -> Schedule:
 
 
 def parameter_server_profile(num_ranks: int) -> Profile:
-    """The server is the busiest in both rounds."""
+    """Returns the closed form of the cost of `parameter_server`; the server is the busiest rank in both rounds."""
     others = num_ranks - 1
     up = Activity(messages_in=others, received=others, added=others)
     down = Activity(messages_out=others, sent=others)

@@ -1,4 +1,4 @@
-"""The ring: least bytes, most rounds (Patarasu and Yuan 2009)."""
+"""The ring: fewest bytes, most rounds (Patarasu and Yuan 2009)."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ from jaxdp.collectives.schedule import Schedule, moves
 
 
 def ring(num_ranks: int) -> Schedule:
-    """Every rank sends to the next one only: partial sums first, then finished chunks.
+    """Returns a schedule in which every rank sends only to the next rank: first partial sums, then finished chunks.
 
-    Chunk c sets out at rank c and is complete at rank c - 1 after p - 1 rounds; from there it goes round once more.
+    Chunk c starts at rank c and is complete at rank c - 1 after p - 1 rounds. It then travels around the ring again.
 
-    Rounds: 2 (p - 1). Bytes: every rank sends and receives a chunk of n / p a round, in all 2 n (p - 1) / p, the least
-    that there can be. Fan-in: 1.
+    Rounds: 2 (p - 1). Bytes: every rank sends and receives one chunk of n / p per round, 2 n (p - 1) / p in total, the
+    lower bound. Fan-in: 1.
 
     Args:
-      num_ranks: p, 1 or more.
+      num_ranks: number of ranks p, 1 or more.
 
     Returns:
       A schedule of p ranks and p chunks.

@@ -1,5 +1,5 @@
-"""Layers for CPUs, where XLA's own are slow.
+"""Layers for CPUs, on which XLA's own layers are slow.
 
-oneDNN, where it is installed, computes convolutions; max pooling and batch normalisation are in C++. Other devices and
-types, and whoever asks for `forms.plain_forms`, get XLA's own operations.
+Convolutions use oneDNN if it is installed; max pooling and batch normalisation are in C++. Other devices and dtypes,
+and code inside `forms.plain_forms`, use XLA's own operations.
 """

@@ -1,4 +1,4 @@
-"""Convolutions by oneDNN."""
+"""Convolutions with oneDNN."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from jaxdp import native
 from jaxdp.models.cpu.forms import Pads, are_ours, padding_of
 
 _TARGET = "jaxdp_convolution"
-# As in native/convolutions.cc.
+# The same numbers as in native/convolutions.cc.
 _OUTPUT, _INPUT_GRADIENT, _KERNEL_GRADIENT = range(3)
 
 
 def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, channels last."""
+    """`jax.lax.conv_general_dilated` with channels last, computed by oneDNN where it can."""
 
     def convolution(x_BHWC: jax.Array, kernel_HWCD: jax.Array) -> jax.Array:
         return jax.lax.conv_general_dilated(x_BHWC, kernel_HWCD, strides, padding, **options)
@@ -27,7 +27,7 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
     if not (is_dense and are_ours(x_BHWC.dtype, kernel_HWCD.dtype) and x_BHWC.dtype.name in _dtypes()):
         return convolution(x_BHWC, kernel_HWCD)
     like_BHWD = jax.eval_shape(convolution, x_BHWC, kernel_HWCD)
-    assert like_BHWD.dtype == x_BHWC.dtype, "oneDNN is told one dtype of all three"
+    assert like_BHWD.dtype == x_BHWC.dtype, "oneDNN takes input, kernel and output of one dtype"
     pads = padding_of(x_BHWC, (height, width), strides, padding)
     compute = functools.partial(_by_onednn, strides=strides, pads=pads)
 
@@ -42,7 +42,7 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
         x_BHWC, kernel_HWCD = saved
         of_x_BHWC = compute(_INPUT_GRADIENT, x_BHWC, kernel_HWCD, g_BHWD)
         if (height, width) == (1, 1) and not np.any(pads):
-            # Of the pixels that it sees: a product of matrices then.
+            # Restricted to the pixels that the kernel sees, this is a matrix product.
             seen_BHWC = x_BHWC[:, :: strides[0], :: strides[1]]
             return of_x_BHWC, compute(_KERNEL_GRADIENT, kernel_HWCD, seen_BHWC, g_BHWD, strides=(1, 1))
         return of_x_BHWC, compute(_KERNEL_GRADIENT, kernel_HWCD, x_BHWC, g_BHWD)
@@ -53,7 +53,7 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
 
 @functools.cache
 def _dtypes() -> tuple[str, ...]:
-    """In which oneDNN computes here: none where it is not installed."""
+    """Dtypes that oneDNN supports on this machine; none if it is not installed."""
     library = native.convolutions()
     if library is None:
         return ()
@@ -62,7 +62,7 @@ def _dtypes() -> tuple[str, ...]:
 
 
 def _by_onednn(wanted: int, like: Any, *given: jax.Array, strides: Any, pads: Pads) -> jax.Array:
-    """One of a convolution's input, kernel and output, of those or their gradients, by the other two, in this order."""
+    """Computes one of a convolution's input, kernel and output, or its gradient, from the other two, in this order."""
     integers = {"strides": np.array(strides, np.int64), "pads": np.array(pads, np.int64).ravel()}
     of_program = jax.ffi.ffi_call(_TARGET, like)
     return of_program(*given, wanted=np.int64(wanted), **integers)

@@ -1,4 +1,4 @@
-"""Which operations a model is made of."""
+"""Chooses between this package's CPU kernels and XLA's own operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pads = Sequence[tuple[int, int]]
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
-    """Inside, while JAX traces, a model is made of the same operations on CPUs as elsewhere: to be counted, not run."""
+    """Makes models traced in this context use XLA's own operations on CPUs too: to be counted, not run."""
     before = _is_plain.set(True)
     try:
         yield
@@ -31,7 +31,7 @@ def plain_forms() -> Iterator[None]:
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
-    """Floating-point operations of a call, as XLA counts those of plain forms: it counts a loop as if run once."""
+    """Floating-point operations of a call, counted by XLA in plain forms. XLA counts the body of a loop only once."""
 
     def plain(*arguments: Any) -> Any:
         with plain_forms():
@@ -42,7 +42,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def are_ours(*dtypes: Any) -> bool:
-    """Whether operations on arrays of these are those of this package, which are of one type."""
+    """Whether this package's CPU kernels are used for arrays of these dtypes, which must all be the same."""
     names = {jnp.dtype(dtype).name for dtype in dtypes}
     is_known = len(names) == 1 and names <= {"float32", "bfloat16"}
     return is_known and jax.default_backend() == "cpu" and not _is_plain.get()
@@ -57,18 +57,18 @@ def _register() -> None:
 
 
 def call(name: str, like: Any, *arrays: jax.Array, **attributes: Any) -> Any:
-    """An operation of ours, one of those in native/normalisation.cc and native/pooling.cc.
+    """Calls an operation of native/normalisation.cc or native/pooling.cc.
 
     Args:
-      name: without the prefix.
-      like: what comes out: an array of this shape and dtype, or several.
-      arrays: that go in.
-      attributes: NumPy values.
+      name: name of the operation, without the prefix.
+      like: an array with the shape and dtype of the result, or several arrays for several results.
+      arrays: inputs of the operation.
+      attributes: attributes of the operation, as NumPy values.
     """
     _register()
     return jax.ffi.ffi_call(f"jaxdp_{name}", like)(*arrays, **attributes)
 
 
 def padding_of(x_BHWC: jax.Array, window: tuple[int, int], strides: Any, padding: Any) -> Pads:
-    """Down and across, the pixels before and behind."""
+    """Pixels of padding (before, after), for height and width."""
     return jax.lax.padtype_to_pads(x_BHWC.shape[1:3], window, strides, padding) if isinstance(padding, str) else padding

@@ -1,4 +1,4 @@
-"""Batch normalisation in C++: XLA's programs go through each array several times more, in bfloat16 most of all."""
+"""Batch normalisation in C++. XLA's programs make several more passes over each array, most of all in bfloat16."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def normalise(
     factors: Callable[[jax.Array, Any], jax.Array],
     rectifies: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """A product and a sum for each channel, by sums over the batch; then a shortcut is added, then comes a ReLU.
+    """Scales and shifts each channel, depending on sums over the batch, then adds a shortcut and applies a ReLU.
 
     Args:
       x_BX: [B, ..., C], float32 or bfloat16.
-      seen_B: bool, which examples are in the sums.
-      shortcut_BX: like x; None for none.
-      of_channels: what the factors depend on besides.
-      factors: of the sums of the values and of their squares, float32 [2, C], and `of_channels`, what each channel is
-        multiplied with, and what is added: float32 [2, C].
+      seen_B: bool, which examples the sums include.
+      shortcut_BX: an array like x, added to the result; None for no shortcut.
+      of_channels: further per-channel inputs of `factors`.
+      factors: computes the factor and the shift of each channel, float32 [2, C], from the sums of the values and of
+        their squares, float32 [2, C], and from `of_channels`.
       rectifies: whether a ReLU follows.
 
     Returns:
-      The same shape as x, and the sums, which have no gradient of their own.
+      The result, of the shape of x, and the sums. Gradients do not flow through the returned sums.
     """
-    # Of x, so that they vary over the same devices.
+    # Derived from x, so that the sums vary over the same devices.
     like_2C = jax.eval_shape(
         lambda x_BX: jnp.broadcast_to(x_BX.reshape(-1, x_BX.shape[-1])[:1], (2, x_BX.shape[-1])).astype(jnp.float32),
         x_BX,
@@ -45,7 +45,7 @@ def normalise(
         factors_2C = factors(sums_2C, of_channels)
         added = () if shortcut_BX is None else (shortcut_BX,)
         y_BX = call("norm", x_BX, x_BX, factors_2C, *added, rectifies=rectifies)
-        # Behind a ReLU x tells what was passed on, but not where a shortcut was added.
+        # The gradient of the ReLU follows from x, unless a shortcut was added; then it needs y.
         kept = () if shortcut_BX is None or not rectifies else (y_BX,)
         return (y_BX, sums_2C), (x_BX, seen_B, sums_2C, of_channels, factors_2C, kept)
 

@@ -1,4 +1,4 @@
-"""Max pooling in C++: XLA scatters its gradient, and may lose NaN."""
+"""Max pooling in C++. XLA computes its gradient with a slow scatter and may lose NaN."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxdp.models.cpu.forms import are_ours, call, padding_of
 
 
 def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Any = "VALID") -> jax.Array:
-    """`flax.nnx.max_pool`: the gradient goes to the first of the largest values."""
+    """`flax.nnx.max_pool`; among equal maxima the first one gets the gradient."""
     pool = functools.partial(nnx.max_pool, window_shape=window, strides=strides, padding=padding)
     if not are_ours(x_BHWC.dtype):
         return pool(x_BHWC)
