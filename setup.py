@@ -66,7 +66,7 @@ common = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-pthread", "-fvisibility=hid
 extensions = [
     Extension(
         f"jaxdp.native._engine_{mpi_abi()}",
-        sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "doors", "engine")],
+        sources=[f"jaxdp/native/{name}.cc" for name in ("arithmetic", "c_api", "engine")],
         depends=[f"jaxdp/native/{name}.h" for name in ("arithmetic", "engine", "vectorised")],
         extra_compile_args=[*common, *compiling, "-isystem", xla_headers()],
         extra_link_args=["-pthread", *linking],

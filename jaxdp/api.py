@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdp import compat
-from jaxdp import world as world_module
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.allreduce import BucketSum, make_allreduce
 from jaxdp.collectives.buckets import Buckets
-from jaxdp.collectives.choice import AUTO, MPI, WIRES
-from jaxdp.config import AllreduceConfig
-from jaxdp.world import World
+from jaxdp.collectives.config import AUTO, MPI, WIRES, AllreduceConfig
+from jaxdp.runtime import jax_compat, process
+from jaxdp.runtime import world as world_module
+from jaxdp.runtime.world import World
 
 PyTree = Any
 
@@ -150,8 +149,8 @@ def run(job: Callable[[World], None]) -> None:
     """
 
     def prepared(of_world: World) -> None:
-        if not compat.back_ends_are_open():
-            compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
+        if not jax_compat.back_ends_are_open():
+            process.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
         job(of_world)
 
     world_module.run(prepared)

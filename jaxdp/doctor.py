@@ -19,10 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp import compat, parse, preflight
-from jaxdp import world as world_module
+from jaxdp.cli import parsing
 from jaxdp.data import memory
-from jaxdp.world import AgreedExit, World
+from jaxdp.runtime import process
+from jaxdp.runtime import world as world_module
+from jaxdp.runtime.world import AgreedExit, World
+from jaxdp.trainer import preflight
 
 _THREAD_LEVELS = {0: "single", 1: "funneled", 2: "serialized", 3: "multiple"}
 
@@ -62,10 +64,10 @@ class Findings:
 
 def examine(words: Sequence[str], world: World) -> None:
     """Runs the command; called on every rank."""
-    parser = parse.Parser("jaxdp.doctor", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.doctor", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs"), help="default %(default)s")
-    arguments = parse.on_all_ranks(parser, words, lambda _: None, world)
+    arguments = parsing.on_all_ranks(parser, words, lambda _: None, world)
     if arguments is None:
         return
     found = Findings(world)
@@ -125,7 +127,7 @@ def _cores(found: Findings, world: World) -> None:
 
 
 def _devices(found: Findings, world: World) -> None:
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
     import jax
 
     kinds = world.allgather(f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}")

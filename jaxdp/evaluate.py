@@ -5,17 +5,17 @@
 --workdir=FOLDER  folder of the run
 """
 
-from jaxdp import cli
-from jaxdp.world import World
+from jaxdp.cli import train_flags
+from jaxdp.runtime.world import World
 
 
-def evaluate(arguments: cli.Arguments, world: World) -> None:
-    from jaxdp import loop, workdir
+def evaluate(arguments: train_flags.Arguments, world: World) -> None:
+    from jaxdp.trainer import loop, workdir
 
-    with world.together():
+    with world.agree_or_exit():
         config = workdir.read_config(arguments.workdir) if world.is_root else None
     loop.evaluate_run(world.bcast(config), arguments.workdir, world)
 
 
 if __name__ == "__main__":
-    cli.main(__doc__, cli.parse_evaluate, evaluate)
+    train_flags.main(__doc__, train_flags.parse_evaluate, evaluate)

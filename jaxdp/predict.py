@@ -19,26 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from jaxdp import compat, parse, world
-from jaxdp.world import World
+from jaxdp.cli import parsing
+from jaxdp.runtime import jax_compat, process, world
+from jaxdp.runtime.world import World
 
 _BATCH = 32
 
 
 def predict(words: Sequence[str], of_world: World) -> None:
     """Runs the command; called on every rank."""
-    parser = parse.Parser("jaxdp.predict", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.predict", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the run or a checkpoint")
-    parser.add_argument("--top", type=parse.number, default=5, help="number of classes per image; default %(default)s")
+    parser.add_argument(
+        "--top", type=parsing.number, default=5, help="number of classes per image; default %(default)s"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="file for the predictions, one line of JSON per image")
     parser.add_argument("images", type=pathlib.Path, nargs="+", help="image files, or folders of image files")
-    arguments = parse.on_all_ranks(parser, words, lambda given: parse.check_writable(given.json), of_world)
+    arguments = parsing.on_all_ranks(parser, words, lambda given: parsing.check_writable(given.json), of_world)
     if arguments is None:
         return
-    compat.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
-    compat.use_compilation_cache(rank=of_world.rank, size=of_world.size)
-    with of_world.together():
+    process.prepare_process(threads=of_world.threads, gpus=of_world.gpus)
+    jax_compat.use_compilation_cache(rank=of_world.rank, size=of_world.size)
+    with of_world.agree_or_exit():
         files = list(_files(arguments.images))
         found = list(_predictions(arguments.workdir, files[of_world.rank :: of_world.size], arguments.top))
     of_ranks = of_world.allgather(found)
@@ -48,7 +51,7 @@ def predict(words: Sequence[str], of_world: World) -> None:
     for line in lines:
         print(line["image"], *(f" {name} {share:.4f}" for name, share in line["classes"]), flush=True)
     if arguments.json:
-        parse.write_text(arguments.json, "\n".join(map(json.dumps, lines)))
+        parsing.write_text(arguments.json, "\n".join(map(json.dumps, lines)))
 
 
 def _files(paths: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
@@ -61,14 +64,14 @@ def _files(paths: Sequence[pathlib.Path]) -> Iterator[pathlib.Path]:
 def _predictions(workdir: pathlib.Path, files: Sequence[pathlib.Path], top: int) -> Iterator[dict[str, Any]]:
     import jax
 
-    from jaxdp.build import make_task
     from jaxdp.data.decode import Decoder
-    from jaxdp.data.order import Deal
-    from jaxdp.saved import Saved
-    from jaxdp.step import evaluated_logits
+    from jaxdp.data.order import BatchSplit
+    from jaxdp.step.evaluate import evaluated_logits
+    from jaxdp.step.task import Task
+    from jaxdp.trainer.saved_run import SavedRun
 
-    saved = Saved.read(workdir)
-    task = make_task(saved.config, saved.network, Deal(1, 1, 1))
+    saved = SavedRun.read(workdir)
+    task = Task.of_config(saved.config, saved.network, BatchSplit(1, 1, 1))
     decoder = Decoder(saved.labels.image_shape)
     names = saved.labels.class_names or tuple(map(str, range(saved.labels.num_classes)))
     weights = jax.device_put((saved.state.evaluated, saved.state.stats))

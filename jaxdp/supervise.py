@@ -26,11 +26,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
-from jaxdp import cli, parse
-from jaxdp.checkpoint import Checkpoints
-from jaxdp.preemption import REQUEUE
-from jaxdp.workdir import CHECKPOINTS
-from jaxdp.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.cli import parsing, train_flags
+from jaxdp.runtime.preemption import REQUEUE
+from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.trainer.checkpoint import Checkpoints
+from jaxdp.trainer.workdir import CHECKPOINTS
 
 _LINE = re.compile(r"(?P<host>[^\s:#]+)(?:\s+slots\s*=\s*|:|\s+)?(?P<ranks>\d+)?\s*(?:#.*)?")
 _EXPORTED = ("TFDS_DATA_DIR", "JAXDP_CACHE_DIR", "XLA_FLAGS")
@@ -205,7 +205,7 @@ def main(words: Sequence[str]) -> int:
     """Runs the command line and returns the exit code."""
     split = words.index("--") if "--" in words else len(words)
     own, of_train = words[:split], words[split + 1 :]
-    parser = parse.Parser("launch/supervise", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("launch/supervise", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     defaults = Policy()
     parser.add_argument("--hostfile", type=pathlib.Path, required=True, help="file with a host and its ranks per line")
@@ -215,7 +215,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--shell", default="ssh", help="command that reaches a host; default %(default)s")
     parser.add_argument(
         "--most_failures",
-        type=parse.number,
+        type=parsing.number,
         default=defaults.most_failures,
         help="give up after this many failures without a new checkpoint; default %(default)s",
     )
@@ -228,8 +228,8 @@ def main(words: Sequence[str]) -> int:
     try:
         arguments = parser.parse_args(own)
         hosts = read_hosts(arguments.hostfile)
-        workdir = cli.parse_train(["train", *of_train]).workdir
-        launcher, shell = parse.program(arguments.launcher), parse.program(arguments.shell)
+        workdir = train_flags.parse_train(["train", *of_train]).workdir
+        launcher, shell = parsing.program(arguments.launcher), parsing.program(arguments.shell)
     except ValueError as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)
         return USER_ERROR

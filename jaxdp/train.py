@@ -10,27 +10,27 @@
 --explain               describe what the config would do on its cluster; needs neither its data nor the cluster
 """
 
-from jaxdp import cli
-from jaxdp.world import World
+from jaxdp.cli import train_flags
+from jaxdp.runtime.world import World
 
 
-def train(arguments: cli.Arguments, world: World) -> None:
-    from jaxdp.preemption import Preemption
+def train(arguments: train_flags.Arguments, world: World) -> None:
+    from jaxdp.runtime.preemption import Preemption
 
     # Catch signals before the imports below, which take seconds.
     preemption = Preemption(world)
-    from jaxdp import loop, workdir
-    from jaxdp.watchdog import watching
+    from jaxdp.runtime.watchdog import watching
+    from jaxdp.trainer import loop, workdir
 
     assert arguments.config is not None
     if arguments.explain:
-        from jaxdp.explain import explain
+        from jaxdp.planning.explain import explain
 
-        with world.together():
+        with world.agree_or_exit():
             if world.is_root:
                 print(explain(arguments.config), flush=True)
         return
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root:
             workdir.check_workdir(arguments.config, arguments.workdir)
     with watching(world, arguments.config.safety.watchdog_seconds):
@@ -45,4 +45,4 @@ def train(arguments: cli.Arguments, world: World) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(__doc__, cli.parse_train, train)
+    train_flags.main(__doc__, train_flags.parse_train, train)

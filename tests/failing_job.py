@@ -5,7 +5,8 @@ import pathlib
 import sys
 import time
 
-from jaxdp import cli, train
+from jaxdp import train
+from jaxdp.cli import train_flags
 
 WHERE, RANK = sys.argv[1], int(sys.argv[2])
 del sys.argv[1:3]
@@ -76,10 +77,10 @@ def narrowed(made, params, stats):
 
 
 def work(arguments, world):
-    from jaxdp import checkpoint, preflight
     from jaxdp.data import decode, feed
-    from jaxdp.engines import distributed, local
     from jaxdp.models import network
+    from jaxdp.placement import distributed, local
+    from jaxdp.trainer import checkpoint, preflight
 
     if world.rank == RANK:
         if WHERE == "feed":
@@ -89,11 +90,11 @@ def work(arguments, world):
         elif WHERE == "save":
             checkpoint.Checkpoints.save = failing(checkpoint.Checkpoints.save, after=1)
         elif WHERE in ("hang", "slow"):
-            make_step, wait = local.LocalEngine.train_step, {"hang": (1000, 10), "slow": (8, 0)}[WHERE]
-            local.LocalEngine.train_step = lambda *args, **kwargs: delayed(make_step(*args, **kwargs), *wait)
+            make_step, wait = local.LocalPlacement.train_step, {"hang": (1000, 10), "slow": (8, 0)}[WHERE]
+            local.LocalPlacement.train_step = lambda *args, **kwargs: delayed(make_step(*args, **kwargs), *wait)
         elif WHERE == "late":
-            make_step = local.LocalEngine.train_step
-            local.LocalEngine.train_step = lambda *args, **kwargs: late(make_step(*args, **kwargs), 0.25)
+            make_step = local.LocalPlacement.train_step
+            local.LocalPlacement.train_step = lambda *args, **kwargs: late(make_step(*args, **kwargs), 0.25)
         elif WHERE == "code":
             preflight._code = lambda _: "0123456789ab"
         elif WHERE == "cpu":
@@ -102,14 +103,14 @@ def work(arguments, world):
             create = network.Network.create
             network.Network.create = lambda *args, **kwargs: narrowed(*create(*args, **kwargs))
         elif WHERE == "bit":
-            make_step = local.LocalEngine.train_step
-            local.LocalEngine.train_step = lambda *args, **kwargs: flipping(make_step(*args, **kwargs), after=10)
+            make_step = local.LocalPlacement.train_step
+            local.LocalPlacement.train_step = lambda *args, **kwargs: flipping(make_step(*args, **kwargs), after=10)
         else:
             xla = arguments.config.allreduce.engine == "xla"
-            engine = distributed.DistributedEngine if xla else local.LocalEngine
+            engine = distributed.DistributedPlacement if xla else local.LocalPlacement
             make_step = engine.train_step
             engine.train_step = lambda *args, **kwargs: failing(make_step(*args, **kwargs), after=10)
     train.train(arguments, world)
 
 
-cli.main(None, cli.parse_train, work)
+train_flags.main(None, train_flags.parse_train, work)

@@ -108,7 +108,7 @@ class Jobs:
 
     def saved(self, workdir: str, step: int) -> dict:
         """Returns what the checkpoint of a step holds besides the state, including a hash of all bits of the state."""
-        from jaxdp.checkpoint import Checkpoints
+        from jaxdp.trainer.checkpoint import Checkpoints
 
         return Checkpoints(self.folder / workdir / "checkpoints").noted(step)
 

@@ -6,7 +6,8 @@ import sys
 
 import numpy as np
 
-from jaxdp import cli, train
+from jaxdp import train
+from jaxdp.cli import train_flags
 
 FOLDER = pathlib.Path(sys.argv.pop(1))
 
@@ -23,13 +24,13 @@ def noting(step, file):
 
 
 def work(arguments, world):
-    from jaxdp.engines import local
+    from jaxdp.placement import local
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = (FOLDER / f"{world.rank}.jsonl").open("w", buffering=1)
-    make_step = local.LocalEngine.train_step
-    local.LocalEngine.train_step = lambda *args, **kwargs: noting(make_step(*args, **kwargs), file)
+    make_step = local.LocalPlacement.train_step
+    local.LocalPlacement.train_step = lambda *args, **kwargs: noting(make_step(*args, **kwargs), file)
     train.train(arguments, world)
 
 
-cli.main(None, cli.parse_train, work)
+train_flags.main(None, train_flags.parse_train, work)

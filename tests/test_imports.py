@@ -17,15 +17,15 @@ if "jax" in sys.modules:
 assert threading.active_count() == 1, threading.enumerate()
 """
 PURE = [
-    "jaxdp.cli",
+    "jaxdp.cli.train_flags",
     "jaxdp.collectives.algorithms",
     "jaxdp.collectives.phases",
     "jaxdp.collectives.run_numpy",
     "jaxdp.collectives.schedule",
     "jaxdp.collectives.verify",
-    "jaxdp.config",
+    "jaxdp.config.schema",
     "jaxdp.data.order",
-    "jaxdp.plan",
+    "jaxdp.config.run_lengths",
 ]
 
 

@@ -13,15 +13,15 @@ Add --help to a command to see its options.
 
 import sys
 
-from jaxdp import world
+from jaxdp.runtime import world
 
 
 def main() -> None:
     # Do not shadow the builtin `input`.
     from jaxdp.bench import allreduce, scaling, schedule, staging, step, weak
-    from jaxdp.bench import input as input_
+    from jaxdp.bench import input as input_pipeline
 
-    on_ranks = {"allreduce": allreduce.main, "step": step.main, "staging": staging.main, "input": input_.main}
+    on_ranks = {"allreduce": allreduce.main, "step": step.main, "staging": staging.main, "input": input_pipeline.main}
     alone = {"schedule": schedule.main, "scaling": scaling.main, "weak": weak.main}
     command, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
     if command in on_ranks:

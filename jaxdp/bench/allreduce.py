@@ -16,77 +16,44 @@ from typing import Any
 
 import numpy as np
 
-from jaxdp import compat, parse
 from jaxdp.bench.allreduce_programs import LARGEST_EXACT, Contender, Program, make_payload, make_program
+from jaxdp.bench.rows import AllreduceRow
+from jaxdp.cli import parsing
 from jaxdp.collectives import auto
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.choice import AUTO, MPI, SEGMENT_BYTES, WIRES, Choice
-from jaxdp.collectives.cost import Network
+from jaxdp.collectives.choice import SEGMENT_BYTES, Choice
+from jaxdp.collectives.config import AUTO, ENGINES, MPI, WIRES
+from jaxdp.collectives.cost import NetworkModel
 from jaxdp.collectives.measure import measure_network
-from jaxdp.config import ENGINES
-from jaxdp.world import World
+from jaxdp.runtime import jax_compat, process
+from jaxdp.runtime.world import World
 
 _NAMES = (*ALGORITHMS, MPI, AUTO)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The result for one allreduce at one size.
-
-    Attributes:
-      algorithm: name of the algorithm; "mpi" for MPI's own, "auto" for the one chosen by measurement, "psum" for JAX's.
-      engine: "native", "mpi4jax" or "xla"; "mpi4py" for MPI_Allreduce on preallocated buffers.
-      size_bytes: size of the payload.
-      median_s, p95_s: median and 95th percentile of the time over all repetitions, in seconds.
-      busbw_gbit_s: bus bandwidth at the median time; with 16-bit values on the wire it may exceed that of the link.
-      predicted_s: time predicted by the network model, in seconds; None for an allreduce without a schedule.
-      ratio_to_mpi: median time of MPI's own allreduce under "mpi4jax" divided by this median time, so 2.0 means twice
-        as fast as MPI; None if MPI's was not measured.
-      exact: whether every sum was exact, in every repetition and on every rank.
-      label: readable name of the engine, the algorithm and its options.
-      wire: format of float32 values on the wire, a name in `WIRES`.
-      segment_bytes: segment size; None for an allreduce without a schedule.
-      seconds: time of each repetition on the slowest rank.
-    """
-
-    algorithm: str
-    engine: str
-    size_bytes: int
-    median_s: float
-    p95_s: float
-    busbw_gbit_s: float
-    predicted_s: float | None
-    ratio_to_mpi: float | None
-    exact: bool
-    label: str
-    wire: str
-    segment_bytes: int | None
-    seconds: list[float]
-
-
 def main(words: Sequence[str], world: World) -> None:
     """Runs the benchmark; rank 0 prints and writes the rows."""
-    arguments = parse.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
+    arguments = parsing.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
     network = measure_network(world)
     if "xla" in arguments.engine:
-        compat.initialize_distributed()
+        jax_compat.initialize_distributed()
     if world.is_root:
         print(_header(world, network), flush=True)
-    rows: list[Row] = []
+    rows: list[AllreduceRow] = []
     for size in arguments.sizes:
         found = _measure(_contenders(arguments, size, world), size, network, arguments.repeat, world)
         rows += found
         if world.is_root:
             print(_table(found), flush=True)
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root:
             _write(arguments, rows, network, world)
 
 
-def _write(arguments: argparse.Namespace, rows: list[Row], network: Network, world: World) -> None:
+def _write(arguments: argparse.Namespace, rows: list[AllreduceRow], network: NetworkModel, world: World) -> None:
     if arguments.json:
         document = {
             "rows": [dataclasses.asdict(row) for row in rows],
@@ -94,27 +61,29 @@ def _write(arguments: argparse.Namespace, rows: list[Row], network: Network, wor
             "ranks_per_node": world.ranks_per_node,
             "network": dataclasses.asdict(network),
         }
-        parse.write_json(arguments.json, document)
+        parsing.write_json(arguments.json, document)
     if arguments.plot:
         from jaxdp.bench import plots
 
         plots.allreduce(rows, arguments.plot, ranks=world.size)
 
 
-def make_parser() -> parse.Parser:
+def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parse.Parser("jaxdp.bench allreduce", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.bench allreduce", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--sizes", type=parse.sizes, default=parse.sizes("64K,1M,25M"), help="payload sizes; default 64K,1M,25M")
-    add("--algorithms", type=parse.names, default=["all"], help=f"all, or some of {', '.join(_NAMES)}")
-    add("--colors", type=parse.numbers, default=[2, 4], help="numbers of multicolor trees, one row each; default 2,4")
-    add("--arity", type=parse.numbers, default=None, help="arities of multicolor trees, one row each; default: colors")
-    add("--segment", type=parse.size, help="size of pipelined segments; default 65536, or 262144 for mpi4jax")
+    add("--sizes", type=parsing.sizes, default=parsing.sizes("64K,1M,25M"), help="payload sizes; default 64K,1M,25M")
+    add("--algorithms", type=parsing.names, default=["all"], help=f"all, or some of {', '.join(_NAMES)}")
+    add("--colors", type=parsing.numbers, default=[2, 4], help="numbers of multicolor trees, one row each; default 2,4")
+    add(
+        "--arity", type=parsing.numbers, default=None, help="arities of multicolor trees, one row each; default: colors"
+    )
+    add("--segment", type=parsing.size, help="size of pipelined segments; default 65536, or 262144 for mpi4jax")
     add("--wire", choices=tuple(WIRES), default="float32", help="format of float32 values on the wire")
     add(
         "--engine",
-        type=parse.names,
+        type=parsing.names,
         default=["native"],
         help=f"some of {', '.join(ENGINES)}, with xla only on its own; default native",
     )
@@ -139,7 +108,7 @@ def _check(arguments: argparse.Namespace, world: World) -> None:
             raise ValueError(f"unknown engine {engine!r} in --engine: choose from {', '.join(ENGINES)}")
     if "xla" in arguments.engine and len(arguments.engine) > 1:
         raise ValueError("--engine=xla slows down every other engine in the same job: measure it in a separate job")
-    parse.check_writable(arguments.json, arguments.plot)
+    parsing.check_writable(arguments.json, arguments.plot)
     if min(arguments.colors) > world.size:
         raise ValueError(
             f"{min(arguments.colors)} colors need at least {min(arguments.colors)} ranks, but this job has "
@@ -187,7 +156,9 @@ def _contenders(arguments: argparse.Namespace, size: int, world: World) -> list[
     return [*contenders, *(Contender(MPI, engine, Choice(MPI)) for engine in by_mpi)]
 
 
-def _measure(contenders: list[Contender], size: int, network: Network, repeat: int, world: World) -> list[Row]:
+def _measure(
+    contenders: list[Contender], size: int, network: NetworkModel, repeat: int, world: World
+) -> list[AllreduceRow]:
     num_elements = max(1, size // 4)
     programs = [make_program(contender, num_elements, world) for contender in contenders]
 
@@ -210,7 +181,7 @@ def _measure(contenders: list[Contender], size: int, network: Network, repeat: i
         median = float(np.median(seconds))
         ours = contenders[index].ours
         rows.append(
-            Row(
+            AllreduceRow(
                 algorithm=name,
                 engine=engine,
                 size_bytes=size,
@@ -230,7 +201,7 @@ def _measure(contenders: list[Contender], size: int, network: Network, repeat: i
     return [dataclasses.replace(row, ratio_to_mpi=mpi and mpi / row.median_s) for row in rows]
 
 
-def _header(world: World, network: Network) -> str:
+def _header(world: World, network: NetworkModel) -> str:
     def link(one: Any) -> str:
         return f"alpha {one.alpha * 1e6:.1f} us, {8e-9 / one.beta:.3f} Gbit/s" if one.beta else "too fast to measure"
 
@@ -242,7 +213,7 @@ def _header(world: World, network: Network) -> str:
     return f"{world.size} ranks on {nodes} node{'s' * (nodes > 1)}, {world.library}; {kinds}; {gamma}"
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[AllreduceRow]) -> str:
     head = ["algorithm", "bytes", "median", "p95", "Gbit/s", "vs mpi", "predicted", "exact"]
     cells = [
         [

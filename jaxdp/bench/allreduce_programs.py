@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdp.collectives.choice import MPI, Choice
-from jaxdp.world import World
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.config import MPI
+from jaxdp.runtime.world import World
 
 # All integers up to this one are exact in bfloat16, which has an 8-bit significand.
 LARGEST_EXACT = 256

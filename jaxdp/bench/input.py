@@ -22,17 +22,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxdp import compat, parse
 from jaxdp.bench import step_parts
 from jaxdp.bench.peers import check_python, running_loaders
+from jaxdp.cli import parsing
 from jaxdp.data.nodes import Group
-from jaxdp.data.order import Deal, Order
-from jaxdp.world import World
+from jaxdp.data.order import BatchSplit, Order
+from jaxdp.runtime import process
+from jaxdp.runtime.world import World
 
 if TYPE_CHECKING:
-    from jaxdp.data.feed import Ahead
+    from jaxdp.data.batch import Batch
+    from jaxdp.data.feed import Prefetcher
     from jaxdp.data.split import Split
-    from jaxdp.step import Batch
+from jaxdp.bench.rows import InputRow
 
 _CHANNELS = 3
 _NUM_CLASSES = 10
@@ -40,85 +42,62 @@ _PREFETCH, _EXCHANGE_STEPS = 2, 16
 _WARMUP = 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The result for one loader at one image size.
-
-    Attributes:
-      loader: "jaxdp"; "jaxdp on the host" for batches that stay in host memory, as torch's do; "memcpy" for the plain
-        copy; "jaxdp beside a step" for the feed together with training steps; a loader and setting of `peer_loaders`;
-        or a loader of `load`.
-      image_size: height and width in pixels.
-      images_per_second: images per second and rank, on the slowest rank; for the loaders of `load`, over all ranks.
-      bytes_per_second: bytes of pixels per second; for the loaders of `load`, bytes of files.
-      stall_fraction: share of the time in which training steps waited for data; None without training steps.
-      crossing_bytes_per_step: mean number of bytes that a rank receives from other nodes per step.
-    """
-
-    loader: str
-    image_size: int
-    images_per_second: float
-    bytes_per_second: float
-    stall_fraction: float | None
-    crossing_bytes_per_step: float
-
-
 def main(words: Sequence[str], world: World) -> None:
     """Runs the benchmark; rank 0 prints and writes the rows."""
-    arguments = parse.on_all_ranks(make_parser(), words, _check, world)
+    arguments = parsing.on_all_ranks(make_parser(), words, _check, world)
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
-    measures: list[Callable[[argparse.Namespace, World], list[Row]]]
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
+    measures: list[Callable[[argparse.Namespace, World], list[InputRow]]]
     measures = [functools.partial(_measure, size) for size in arguments.sizes]
     if arguments.load is not None:
         measures.append(_loaded)
-    rows: list[Row] = []
+    rows: list[InputRow] = []
     for measure in measures:
         found = measure(arguments, world)
         rows += found
         if world.is_root:
             print("\n".join(map(_text, found)), flush=True)
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root and arguments.json:
-            parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "ranks": world.size})
+            parsing.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "ranks": world.size})
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    parse.check_writable(arguments.json)
+    parsing.check_writable(arguments.json)
     check_python(arguments.peers)
     if arguments.steps <= _WARMUP:
         raise ValueError(f"--steps must be larger than the {_WARMUP} warm-up steps, not {arguments.steps}")
 
 
-def make_parser() -> parse.Parser:
+def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parse.Parser("jaxdp.bench input", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.bench input", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--sizes", type=parse.numbers, default=[32, 224], help="image heights and widths; default 32,224")
-    add("--batch", type=parse.number, default=128, help="images per rank; default 128")
-    add("--bytes", type=parse.size, default=10**9, help="size of the data over all nodes; default 1G")
-    add("--repeat", type=parse.number, default=5, help="repetitions, interleaved; default 5")
-    add("--steps", type=parse.number, default=64, help="batches per repetition; default 64")
+    add("--sizes", type=parsing.numbers, default=[32, 224], help="image heights and widths; default 32,224")
+    add("--batch", type=parsing.number, default=128, help="images per rank; default 128")
+    add("--bytes", type=parsing.size, default=10**9, help="size of the data over all nodes; default 1G")
+    add("--repeat", type=parsing.number, default=5, help="repetitions, interleaved; default 5")
+    add("--steps", type=parsing.number, default=64, help="batches per repetition; default 64")
     add("--step", action="store_true", help="also measure stalls of training steps, of --model")
     add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="model of --step; default resnet18")
     add("--peers", type=pathlib.Path, help="a Python with Grain or torch, to time their loaders too; no mpirun")
     add("--load", help="name of a prepared data set, to time its loading too")
-    add("--stored_size", type=parse.number, help="size to which the images of --load are resized")
+    add("--stored_size", type=parsing.number, help="size to which the images of --load are resized")
     add("--json", type=pathlib.Path, help="write the rows to this file")
     return parser
 
 
-def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row]:
+def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[InputRow]:
     import jax
 
     from jaxdp.data.load import check_memory, read
     from jaxdp.data.storage import Pixels
     from jaxdp.data.synthetic import PREFIX, open_synthetic
-    from jaxdp.engines import make_engine
+    from jaxdp.placement import make_placement
 
-    engine = make_engine("native", world)
+    engine = make_placement("native", world)
     image_bytes = size * size * _CHANNELS
     count = max(arguments.batch * world.size, arguments.bytes // image_bytes)
     source = open_synthetic(f"{PREFIX}{count}:1:{size}:{_NUM_CLASSES}")
@@ -156,12 +135,12 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Row
     slowest = {name: float(np.median(np.max(world.allgather(seconds), axis=0))) for name, seconds in timed.items()}
     rates = {name: arguments.steps * arguments.batch / slowest[name] for name in _fastest(slowest, most=1)}
     rows = [
-        Row(name, size, rate, rate * image_bytes, None, crossing if name.startswith("jaxdp") else 0.0)
+        InputRow(name, size, rate, rate * image_bytes, None, crossing if name.startswith("jaxdp") else 0.0)
         for name, rate in rates.items()
     ]
     if arguments.step:
         rate, stalled = _beside_steps(split, group, size, arguments, world)
-        rows.append(Row("jaxdp beside a step", size, rate, rate * image_bytes, stalled, crossing))
+        rows.append(InputRow("jaxdp beside a step", size, rate, rate * image_bytes, stalled, crossing))
     return rows
 
 
@@ -173,15 +152,15 @@ def _fastest(seconds: dict[str, float], *, most: int) -> list[str]:
     return [name for name in seconds if name in settings[name.split(":")[0]][:most]]
 
 
-def _loaded(arguments: argparse.Namespace, world: World) -> list[Row]:
-    from jaxdp.bench.load import measure
+def _loaded(arguments: argparse.Namespace, world: World) -> list[InputRow]:
+    from jaxdp.bench.loading import measure
     from jaxdp.data.tfds_source import open_tfds
 
-    with world.together():
+    with world.agree_or_exit():
         source = open_tfds(arguments.load, None, {"train": "train", "test": "train"}, arguments.stored_size)
     loaded = measure(source, "train", world, repeat=arguments.repeat)
     size, count = source.image_shape[0], source.sizes["train"]
-    return [Row(way.loader, size, count / way.seconds, way.file_bytes / way.seconds, None, 0.0) for way in loaded]
+    return [InputRow(way.loader, size, count / way.seconds, way.file_bytes / way.seconds, None, 0.0) for way in loaded]
 
 
 def feed_of(
@@ -191,21 +170,21 @@ def feed_of(
     world: World,
     num_devices: int,
     place: Callable[[Batch], Batch],
-) -> Ahead[Batch]:
+) -> Prefetcher[Batch]:
     """Returns a feed of the batches of the benchmark, as in training on `num_devices` local devices."""
     from jaxdp.data import feed
 
     host_batches = feed.batches(
         split,
         order=_order(split, arguments, world),
-        deal=Deal(arguments.batch * world.size, world.size, num_devices),
+        batch_split=BatchSplit(arguments.batch * world.size, world.size, num_devices),
         rank=world.rank,
         group=group,
         comm=world.data_comm,
         steps=range(arguments.steps),
         steps_per_exchange=_EXCHANGE_STEPS,
     )
-    return feed.Ahead(host_batches, place, depth=_PREFETCH)
+    return feed.Prefetcher(host_batches, place, depth=_PREFETCH)
 
 
 def _order(split: Split, arguments: argparse.Namespace, world: World) -> Order:
@@ -259,7 +238,7 @@ def _beside_steps(
     return min(world.allgather(rate)), max(world.allgather(waited / seconds))
 
 
-def _text(row: Row) -> str:
+def _text(row: InputRow) -> str:
     words = [
         f"{row.loader}, {row.image_size}x{row.image_size}",
         f"{row.images_per_second:,.0f} images/s per rank",

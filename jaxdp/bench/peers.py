@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxdp import launcher
-from jaxdp.world import UserError
+from jaxdp.runtime import launcher
+from jaxdp.runtime.world import UserError
 
 
 class Peers:
@@ -44,7 +44,7 @@ class Peers:
 
 def check_python(python: pathlib.Path | None) -> None:
     """Raises ValueError if --peers is not a file, or is used under mpirun."""
-    if python is not None and (launcher.place() is not None or not python.is_file()):
+    if python is not None and (launcher.launch_info() is not None or not python.is_file()):
         raise ValueError(
             f"cannot use --peers={str(python)!r}: give a Python made by launch/peers, and start without mpirun"
         )

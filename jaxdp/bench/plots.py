@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxdp.bench.figure import save_figure
 from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.schedule import Schedule
-from jaxdp.figure import save_figure
 
 if TYPE_CHECKING:
-    from jaxdp.bench.allreduce import Row
-    from jaxdp.bench.step import Row as StepRow
+    from jaxdp.bench.rows import AllreduceRow, StepRow, WeakRow
     from jaxdp.bench.trace import Span
-    from jaxdp.bench.weak import Row as WeakRow
 
 _MOST_LABELS = 40
 
 
-def allreduce(rows: Sequence[Row], path: pathlib.Path, *, ranks: int) -> None:
+def allreduce(rows: Sequence[AllreduceRow], path: pathlib.Path, *, ranks: int) -> None:
     """Plots time over payload size on log axes, one line per row label, with bars from the median to p95."""
 
     def draw(axes: Any) -> None:

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp import parse
+from jaxdp.cli import parsing
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import DEFAULT_COLORS, Choice
-from jaxdp.collectives.cost import Link, Network
-from jaxdp.world import USER_ERROR
+from jaxdp.collectives.cost import Link, NetworkModel
+from jaxdp.runtime.world import USER_ERROR
 
 
 def main(words: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> None:
     try:
         arguments = _parser().parse_args(words)
         _check(arguments)
-        network = Network.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
+        network = NetworkModel.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
         predicted = {
             name: [
                 (ranks, _choice(name, ranks, arguments.segment).predict(ranks, arguments.size, network))
@@ -45,16 +45,16 @@ def main(words: Sequence[str]) -> None:
         sys.exit(USER_ERROR)
 
 
-def _parser() -> parse.Parser:
-    parser = parse.Parser("jaxdp.bench scaling", description=__doc__, allow_abbrev=False)
+def _parser() -> parsing.Parser:
+    parser = parsing.Parser("jaxdp.bench scaling", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--algorithms", type=parse.names, default=["parameter_server", "binomial", "multicolor", "ring"])
-    add("--size", type=parse.size, default=25_000_000, help="size of the payload; default 25M")
-    add("--segment", type=parse.size, default=2**18, help="size of a segment; default 262144")
+    add("--algorithms", type=parsing.names, default=["parameter_server", "binomial", "multicolor", "ring"])
+    add("--size", type=parsing.size, default=25_000_000, help="size of the payload; default 25M")
+    add("--segment", type=parsing.size, default=2**18, help="size of a segment; default 262144")
     add("--alpha", type=float, default=50.0, help="latency of a message in microseconds; default 50")
     add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s; default 10")
-    add("--most", type=parse.number, default=1024, help="the largest number of ranks; default 1024")
+    add("--most", type=parsing.number, default=1024, help="the largest number of ranks; default 1024")
     add("--measured", type=pathlib.Path, nargs="*", default=[], help="files written by bench allreduce --json")
     add("--plot", type=pathlib.Path, help="write the plot to this file, e.g. scaling.png")
     return parser

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdp import parse
+from jaxdp.cli import parsing
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
 from jaxdp.collectives.choice import Choice
-from jaxdp.collectives.cost import Link, Network, counts
+from jaxdp.collectives.cost import Link, NetworkModel, counts
 from jaxdp.collectives.schedule import Schedule
-from jaxdp.world import USER_ERROR
+from jaxdp.runtime.world import USER_ERROR
 
 
 def main(words: Sequence[str]) -> None:
@@ -53,23 +53,25 @@ def depths(parent: np.ndarray) -> np.ndarray:
     return depth
 
 
-def _parser() -> parse.Parser:
-    parser = parse.Parser("jaxdp.bench schedule", description=__doc__, allow_abbrev=False)
+def _parser() -> parsing.Parser:
+    parser = parsing.Parser("jaxdp.bench schedule", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--algorithm", choices=tuple(ALGORITHMS), default="multicolor")
-    add("--ranks", type=parse.number, default=8)
-    add("--colors", type=parse.number, help="number of multicolor trees; default 4, or the number of ranks if smaller")
-    add("--arity", type=parse.number, help="arity of multicolor trees; default: colors")
+    add("--ranks", type=parsing.number, default=8)
+    add(
+        "--colors", type=parsing.number, help="number of multicolor trees; default 4, or the number of ranks if smaller"
+    )
+    add("--arity", type=parsing.number, help="arity of multicolor trees; default: colors")
     add("--inner", choices=INNER, default="direct", help="algorithm of hierarchical within nodes")
     add("--outer", choices=OUTER, default="multicolor", help="algorithm of hierarchical between nodes")
-    add("--ranks_per_node", type=parse.number, default=2, help="ranks per node of hierarchical")
-    add("--size", type=parse.size, default=25_000_000, help="size of the payload; default 25M")
-    add("--segment", type=parse.size, default=2**18, help="size of a segment; default 262144")
+    add("--ranks_per_node", type=parsing.number, default=2, help="ranks per node of hierarchical")
+    add("--size", type=parsing.size, default=25_000_000, help="size of the payload; default 25M")
+    add("--segment", type=parsing.size, default=2**18, help="size of a segment; default 262144")
     add("--alpha", type=float, default=50.0, help="latency of a message in microseconds; default 50")
     add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s; default 10")
     add("--plot", type=pathlib.Path, help="draw the trees to this file, e.g. trees.svg")
-    add("--trees", type=parse.number, default=8, help="maximum number of trees to draw; default 8")
+    add("--trees", type=parsing.number, default=8, help="maximum number of trees to draw; default 8")
     return parser
 
 
@@ -93,7 +95,7 @@ def _choice(arguments: argparse.Namespace) -> Choice:
 
 def _report(choice: Choice, schedule: Schedule, arguments: argparse.Namespace) -> str:
     found, p = counts(schedule), schedule.num_ranks
-    network = Network.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
+    network = NetworkModel.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
     seconds = choice.predict(p, arguments.size, network)
     trees = parents(schedule)
     roles = np.zeros(p, np.int64)

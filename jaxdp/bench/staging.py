@@ -17,59 +17,38 @@ from typing import Any
 
 import numpy as np
 
-from jaxdp import compat, parse
+from jaxdp.bench.rows import StagingRow
 from jaxdp.bench.step_parts import allreduce_config
+from jaxdp.cli import parsing
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.choice import AUTO, MPI
-from jaxdp.world import World
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The result for one stage, for all stages together, or for a baseline.
-
-    Attributes:
-      leg: name of the stage or baseline.
-      devices: number and kind of the local devices.
-      ranks: number of ranks.
-      num_bytes: bytes of all buckets of one rank.
-      median_s: median time on the slowest rank, in seconds.
-      gb_s: num_bytes divided by that time, in 10^9 bytes per second.
-      seconds: time of each repetition on the slowest rank.
-    """
-
-    leg: str
-    devices: str
-    ranks: int
-    num_bytes: int
-    median_s: float
-    gb_s: float
-    seconds: list[float]
+from jaxdp.collectives.config import AUTO, MPI
+from jaxdp.runtime import process
+from jaxdp.runtime.world import World
 
 
 def main(words: Sequence[str], world: World) -> None:
     """Runs the benchmark; rank 0 prints and writes the rows."""
-    arguments = parse.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
+    arguments = parsing.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
     rows = _measure(arguments, world)
     if world.is_root:
         print(_table(rows), flush=True)
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root and arguments.json:
-            parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows]})
+            parsing.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows]})
 
 
-def make_parser() -> parse.Parser:
+def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parse.Parser("jaxdp.bench staging", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.bench staging", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--bucket", type=parse.size, default=parse.size("4M"), help="size of a float32 bucket; default 4M")
-    add("--buckets", type=parse.number, default=25, help="number of buckets; default %(default)s")
+    add("--bucket", type=parsing.size, default=parsing.size("4M"), help="size of a float32 bucket; default 4M")
+    add("--buckets", type=parsing.number, default=25, help="number of buckets; default %(default)s")
     add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), default="halving_doubling", help="default %(default)s")
-    add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default %(default)s")
+    add("--repeat", type=parsing.number, default=10, help="repetitions, interleaved; default %(default)s")
     add("--json", type=pathlib.Path, help="write the rows to this file")
     return parser
 
@@ -77,17 +56,17 @@ def make_parser() -> parse.Parser:
 def _check(arguments: argparse.Namespace, world: World) -> None:
     if world.size < 2:
         raise ValueError("the staging benchmark needs at least 2 ranks, this job has 1: start it with mpirun -n 2")
-    parse.check_writable(arguments.json)
+    parsing.check_writable(arguments.json)
 
 
-def _measure(arguments: argparse.Namespace, world: World) -> list[Row]:
+def _measure(arguments: argparse.Namespace, world: World) -> list[StagingRow]:
     import jax
 
     from jaxdp.collectives.buckets import Buckets
-    from jaxdp.engines.local import LocalEngine
-    from jaxdp.engines.staging import Staging
+    from jaxdp.placement.local import LocalPlacement
+    from jaxdp.placement.staging import Staging
 
-    engine = LocalEngine.create("native", world.size)
+    engine = LocalPlacement.create("native", world.size)
     bucket = jax.ShapeDtypeStruct((-(-arguments.bucket // 4),), np.float32)
     layout = Buckets.plan([bucket] * arguments.buckets, bucket_bytes=1)
     config = allreduce_config("native", arguments.algorithm, "float32", bucket_bytes=1)
@@ -129,11 +108,11 @@ def _measure(arguments: argparse.Namespace, world: World) -> list[Row]:
         seconds = np.max(world.allgather(of_rank), axis=0)
         median = float(np.median(seconds))
         gb_s = sum(layout.sizes) * 1e-9 / median
-        rows.append(Row(leg, devices, world.size, sum(layout.sizes), median, gb_s, seconds.tolist()))
+        rows.append(StagingRow(leg, devices, world.size, sum(layout.sizes), median, gb_s, seconds.tolist()))
     return rows
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[StagingRow]) -> str:
     first = rows[0]
     lines = [f"{first.ranks} ranks, {first.devices} per rank, {first.num_bytes:,} bytes per rank"]
     lines += [f"  {row.leg:26} {row.median_s * 1e3:9.2f} ms {row.gb_s:8.2f} GB/s" for row in rows]

@@ -21,84 +21,35 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxdp import compat, parse
 from jaxdp.bench import step_parts, trace
 from jaxdp.bench.peers import check_python, running_steps
+from jaxdp.bench.rows import StepRow
+from jaxdp.cli import parsing
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.choice import AUTO, MPI, WIRES
-from jaxdp.config import ENGINES
-from jaxdp.world import World
+from jaxdp.collectives.config import AUTO, ENGINES, MPI, WIRES
+from jaxdp.runtime import process
+from jaxdp.runtime.world import World
 
 _TORCH_HAS = ("resnet50",)
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A step and its parts: medians over the repetitions, in seconds, on the slowest rank.
-
-    Attributes:
-      engine, model: the engine and the model.
-      ranks: number of ranks.
-      batch: number of images per rank.
-      gradient_bytes: bytes of all buckets.
-      buckets: number of buckets.
-      forward_s: time of the forward pass and the loss.
-      first_bucket_s: time from the end of the forward pass until the first bucket is ready.
-      compute_s: time of forward, backward and update on each rank alone, without communication; in this program it is
-        recorded when buckets are ready.
-      transfer_s: 2 (p - 1) / p x bytes on the wire divided by the goodput of a plain MPI stream.
-      floor_s: forward + first bucket + max(rest of compute, transfer).
-      step_s: time of the whole step.
-      plain_s: time of a step of the same model in a hand-written JAX loop without communication: gradient of the mean
-        loss, and update.
-      goodput_gbit_s: goodput of the stream.
-      p95_step_s: 95th percentile of the time of the whole step.
-      progress_share: share of a core that the native engine's progress thread uses in the step, on the busiest rank.
-      tflop_s: TFLOP/s of one rank over the whole step, counting the FLOPs of forward and backward.
-      peer: name of the fastest third-party baseline; None without --peers.
-      peer_s: median time of its step.
-      seconds: time of each repetition of the step on the slowest rank.
-    """
-
-    engine: str
-    model: str
-    ranks: int
-    batch: int
-    gradient_bytes: int
-    buckets: int
-    forward_s: float
-    first_bucket_s: float
-    compute_s: float
-    transfer_s: float
-    floor_s: float
-    step_s: float
-    plain_s: float
-    goodput_gbit_s: float
-    p95_step_s: float
-    progress_share: float
-    tflop_s: float
-    peer: str | None
-    peer_s: float | None
-    seconds: list[float]
-
-
 def main(words: Sequence[str], world: World) -> None:
     """Runs the benchmark; rank 0 prints and writes the row."""
-    arguments = parse.on_all_ranks(make_parser(), words, _check, world)
+    arguments = parsing.on_all_ranks(make_parser(), words, _check, world)
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
     row, spans = _measure(arguments, world)
     if world.is_root:
         print(_text(row), flush=True)
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root:
             _write(arguments, row, spans)
 
 
-def _write(arguments: argparse.Namespace, row: Row, spans: list[list[trace.Span]]) -> None:
+def _write(arguments: argparse.Namespace, row: StepRow, spans: list[list[trace.Span]]) -> None:
     if arguments.json:
-        parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row)]})
+        parsing.write_json(arguments.json, {"rows": [dataclasses.asdict(row)]})
     if arguments.trace:
         trace.write(arguments.trace, spans)
     if arguments.plot:
@@ -107,20 +58,20 @@ def _write(arguments: argparse.Namespace, row: Row, spans: list[list[trace.Span]
         plots.step(row, spans[0], arguments.plot)
 
 
-def make_parser() -> parse.Parser:
+def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parse.Parser("jaxdp.bench step", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.bench step", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--engine", choices=ENGINES, help="default %(default)s")
     add("--model", choices=tuple(step_parts.MODELS), help="default %(default)s")
-    add("--image_size", type=parse.number, help="height and width; default 32, or 224 for resnet50")
+    add("--image_size", type=parsing.number, help="height and width; default 32, or 224 for resnet50")
     add("--dtype", choices=("float32", "bfloat16"), help="compute dtype of the model; default %(default)s")
-    add("--batch", type=parse.number, help="images per rank; default %(default)s")
+    add("--batch", type=parsing.number, help="images per rank; default %(default)s")
     add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), help="default %(default)s")
     add("--wire", choices=tuple(WIRES), help="format of float32 values on the wire")
-    add("--bucket", type=parse.size, help="target size of a bucket; default %(default)s")
-    add("--repeat", type=parse.number, default=10, help="repetitions, interleaved; default 10")
+    add("--bucket", type=parsing.size, help="target size of a bucket; default %(default)s")
+    add("--repeat", type=parsing.number, default=10, help="repetitions, interleaved; default 10")
     add("--peers", type=pathlib.Path, help="a Python with torchvision, to time torch too; no mpirun")
     add("--json", type=pathlib.Path, help="write the row to this file")
     add("--plot", type=pathlib.Path, help="plot rank 0's last step to this file; native only")
@@ -130,7 +81,7 @@ def make_parser() -> parse.Parser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    parse.check_writable(arguments.json, arguments.trace, arguments.plot)
+    parsing.check_writable(arguments.json, arguments.trace, arguments.plot)
     check_python(arguments.peers)
     if arguments.peers is not None and arguments.model not in _TORCH_HAS:
         raise ValueError(
@@ -145,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--algorithm=mpi does not support --wire={arguments.wire}: use --wire=float32")
 
 
-def _measure(arguments: argparse.Namespace, world: World) -> tuple[Row, list[list[trace.Span]]]:
+def _measure(arguments: argparse.Namespace, world: World) -> tuple[StepRow, list[list[trace.Span]]]:
     fields = [field.name for field in dataclasses.fields(step_parts.Setting)]
     parts = step_parts.make_parts(step_parts.Setting(**{name: getattr(arguments, name) for name in fields}), world)
     with contextlib.ExitStack() as stack:
@@ -171,7 +122,7 @@ def _timed(
     parts: step_parts.Parts,
     peers: Mapping[str, Callable[[], float]],
     world: World,
-) -> tuple[Row, list[list[trace.Span]]]:
+) -> tuple[StepRow, list[list[trace.Span]]]:
     import jax
 
     from jaxdp.collectives import run_native
@@ -214,7 +165,7 @@ def _timed(
     transfer = 2 * (world.size - 1) / world.size * num_bytes * 8e-9 / goodput if world.size > 1 else 0.0
     peer = min(of_peers, key=lambda way: np.median(of_peers[way]), default=None)
     until_first = max(median["forward"], median["first"])
-    row = Row(
+    row = StepRow(
         engine=arguments.engine,
         model=arguments.model,
         ranks=world.size,
@@ -239,7 +190,7 @@ def _timed(
     return row, spans
 
 
-def _text(row: Row) -> str:
+def _text(row: StepRow) -> str:
     times = {
         "forward": row.forward_s,
         "first bucket": row.first_bucket_s,

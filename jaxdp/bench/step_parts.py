@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxdp.collectives.choice import SEGMENT_BYTES
-from jaxdp.config import AllreduceConfig, OptimizerConfig
-from jaxdp.world import World
+from jaxdp.collectives.config import AllreduceConfig
+from jaxdp.optim.config import OptimizerConfig
+from jaxdp.runtime.world import World
 
 if TYPE_CHECKING:
-    from jaxdp.engines import Engine
-    from jaxdp.step import Batch
+    from jaxdp.data.batch import Batch
+    from jaxdp.placement import Placement
 
 
 class Model(NamedTuple):
@@ -78,7 +79,7 @@ class Parts(NamedTuple):
     num_parameters: int
     bucket_bytes: list[int]
     flops: float
-    engine: Engine
+    engine: Placement
 
 
 def make_parts(setting: Setting, world: World) -> Parts:
@@ -96,14 +97,17 @@ def make_parts(setting: Setting, world: World) -> Parts:
 
     from jaxdp.collectives import run_native
     from jaxdp.collectives.buckets import Buckets
-    from jaxdp.engines import make_engine
+    from jaxdp.data.batch import Batch
     from jaxdp.models.cpu.forms import count_flops
     from jaxdp.models.network import Network
     from jaxdp.optim.factory import make_optimizer
-    from jaxdp.state import TrainState
-    from jaxdp.step import Batch, Task, apply_gradients, forward_backward, reduced_order, reduced_shapes
+    from jaxdp.placement import make_placement
+    from jaxdp.step.forward_backward import forward_backward, reduced_order, reduced_shapes
+    from jaxdp.step.state import TrainState
+    from jaxdp.step.task import Task
+    from jaxdp.step.update import apply_gradients
 
-    engine = make_engine(setting.engine, world)
+    engine = make_placement(setting.engine, world)
     model = MODELS[setting.model]
     size = setting.image_size or model.image_size
     shape = (size, size, 3)
@@ -202,7 +206,7 @@ def allreduce_config(engine: str, algorithm: str, wire: str, *, bucket_bytes: in
 def _loss(task: Any, params: Any, stats: Any, batch: Batch) -> Any:
     import jax.numpy as jnp
 
-    from jaxdp.losses import cross_entropy
+    from jaxdp.step.losses import cross_entropy
 
     logits_BK, _ = task.network.apply(params, stats, task.normalise(batch.image_BHWC), train=True)
     return jnp.mean(cross_entropy(logits_BK, batch.label_B))
@@ -213,7 +217,7 @@ def _plain_step(task: Any, optimizer: Any) -> Callable[..., Any]:
     import jax
     import optax
 
-    from jaxdp.losses import cross_entropy
+    from jaxdp.step.losses import cross_entropy
 
     def loss_of(params: Any, stats: Any, batch: Batch) -> Any:
         logits_BK, stats = task.network.apply(params, stats, task.normalise(batch.image_BHWC), train=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pathlib
 from typing import NamedTuple
 
-from jaxdp import parse
-from jaxdp.world import World
+from jaxdp.cli import parsing
+from jaxdp.runtime.world import World
 
 
 class Span(NamedTuple):
@@ -54,4 +54,4 @@ def write(path: pathlib.Path, spans: list[list[Span]]) -> None:
         for rank, of_rank in enumerate(spans)
         for line, span in enumerate(of_rank)
     ]
-    parse.write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
+    parsing.write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})

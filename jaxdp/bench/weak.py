@@ -22,42 +22,17 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxdp import netcluster, parse
+from jaxdp.bench import netcluster
+from jaxdp.bench.rows import WeakRow
 from jaxdp.bench.step_parts import MODELS
 from jaxdp.bench.turns import Turns
-from jaxdp.config import ENGINES
-from jaxdp.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.cli import parsing
+from jaxdp.collectives.config import ENGINES
+from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
 
 _TORCH = "torch"
 _TORCH_HAS = ("resnet18",)
 _WARM_UP = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The result for one framework on a number of hosts; times are medians over the rounds, on the slowest rank.
-
-    Attributes:
-      framework: an engine of jaxdp, or "torch".
-      hosts: number of hosts.
-      batch: number of images per host.
-      alone_s: seconds per step when all hosts train at the same time, each alone.
-      together_s: seconds per step when all hosts train as one job.
-      transfer_s: 2 (p - 1) / p x bytes of the gradient divided by the goodput of one stream, in seconds.
-      images_per_second: throughput of all hosts training together.
-      efficiency: median over the rounds of alone_s / together_s.
-      efficiencies: alone_s / together_s of each round.
-    """
-
-    framework: str
-    hosts: int
-    batch: int
-    alone_s: float
-    together_s: float
-    transfer_s: float
-    images_per_second: float
-    efficiency: float
-    efficiencies: list[float]
 
 
 def main(words: Sequence[str]) -> None:
@@ -67,7 +42,7 @@ def main(words: Sequence[str]) -> None:
         _check(arguments)
         rows = [row for hosts in arguments.hosts for row in _measured(arguments, hosts)]
         if arguments.json:
-            parse.write_json(
+            parsing.write_json(
                 arguments.json, {"rate": arguments.rate, "rows": [dataclasses.asdict(row) for row in rows]}
             )
         if arguments.plot:
@@ -81,18 +56,18 @@ def main(words: Sequence[str]) -> None:
         sys.exit(USER_ERROR if isinstance(error, ValueError) else INTERNAL_ERROR)
 
 
-def _make_parser() -> parse.Parser:
-    parser = parse.Parser("jaxdp.bench weak", description=__doc__, allow_abbrev=False)
+def _make_parser() -> parsing.Parser:
+    parser = parsing.Parser("jaxdp.bench weak", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--hosts", type=parse.numbers, default=[1, 2, 4], help="numbers of hosts; default 1,2,4")
+    add("--hosts", type=parsing.numbers, default=[1, 2, 4], help="numbers of hosts; default 1,2,4")
     add("--rate", default="500mbit", help="bandwidth of each link per direction; default %(default)s")
-    add("--frameworks", type=parse.names, default=["native", "xla"], help=f"some of {', '.join((*ENGINES, _TORCH))}")
+    add("--frameworks", type=parsing.names, default=["native", "xla"], help=f"some of {', '.join((*ENGINES, _TORCH))}")
     add("--model", choices=tuple(MODELS), default="resnet18", help="default %(default)s")
-    add("--batch", type=parse.number, default=8, help="images per host; default %(default)s")
-    add("--image_size", type=parse.number, default=32, help="height and width; default %(default)s")
-    add("--rounds", type=parse.number, default=5, help="rounds, with one turn per framework; default 5")
-    add("--steps", type=parse.number, default=3, help="steps per turn; default %(default)s")
+    add("--batch", type=parsing.number, default=8, help="images per host; default %(default)s")
+    add("--image_size", type=parsing.number, default=32, help="height and width; default %(default)s")
+    add("--rounds", type=parsing.number, default=5, help="rounds, with one turn per framework; default 5")
+    add("--steps", type=parsing.number, default=3, help="steps per turn; default %(default)s")
     add("--python", type=pathlib.Path, help="a Python with torch and torchvision, for torch")
     add("--json", type=pathlib.Path, help="write the rows to this file")
     add("--plot", type=pathlib.Path, help="write the plot to this file")
@@ -100,8 +75,8 @@ def _make_parser() -> parse.Parser:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    parse.check_writable(arguments.json, arguments.plot)
-    parse.program("mpiexec")
+    parsing.check_writable(arguments.json, arguments.plot)
+    parsing.program("mpiexec")
     for name in arguments.frameworks:
         if name not in (*ENGINES, _TORCH):
             raise ValueError(f"unknown framework {name!r}: choose from {', '.join((*ENGINES, _TORCH))}")
@@ -114,7 +89,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"cannot create hosts on this machine: {reason}")
 
 
-def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[Row]:
+def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[WeakRow]:
     """Measures all frameworks on this number of hosts; prints and yields one row per framework."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(netcluster.hosts(hosts, arguments.rate))
@@ -142,10 +117,10 @@ def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[Row]:
             yield row
 
 
-def _row(name: str, hosts: int, batch: int, pairs: Sequence[tuple[float, float]], transfer: float) -> Row:
+def _row(name: str, hosts: int, batch: int, pairs: Sequence[tuple[float, float]], transfer: float) -> WeakRow:
     alone, together = np.median(pairs, axis=0).tolist()
     efficiencies = [of_alone / of_together for of_alone, of_together in pairs]
-    return Row(
+    return WeakRow(
         framework=name,
         hosts=hosts,
         batch=batch,
@@ -158,7 +133,7 @@ def _row(name: str, hosts: int, batch: int, pairs: Sequence[tuple[float, float]]
     )
 
 
-def _text(row: Row) -> str:
+def _text(row: WeakRow) -> str:
     return (
         f"{row.hosts} hosts  {row.framework:8} {row.images_per_second:8.2f} images/s  step {row.together_s:.3f} s, "
         f"alone {row.alone_s:.3f} s, transfer {row.transfer_s:.3f} s  efficiency {row.efficiency:.3f} "

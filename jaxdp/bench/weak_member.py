@@ -9,24 +9,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from jaxdp import compat, launcher, parse
-from jaxdp import world as world_module
 from jaxdp.bench.step_parts import Setting, make_parts
 from jaxdp.bench.turns import Turns
-from jaxdp.config import ENGINES
-from jaxdp.world import World
+from jaxdp.cli import parsing
+from jaxdp.collectives.config import ENGINES
+from jaxdp.runtime import jax_compat, launcher, process
+from jaxdp.runtime import world as world_module
+from jaxdp.runtime.world import World
 
 
 def serve(world: World) -> None:
     """Builds the programs of a step and measures them on request, on every rank."""
-    parser = parse.Parser("jaxdp.bench.weak_member", allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.bench.weak_member", allow_abbrev=False)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--engine", choices=ENGINES, required=True)
     for name in ("model", "batch", "image_size", "steps"):
-        parser.add_argument(f"--{name}", type=str if name == "model" else parse.number, required=True)
+        parser.add_argument(f"--{name}", type=str if name == "model" else parsing.number, required=True)
     arguments = parser.parse_args()
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
-    compat.use_compilation_cache(rank=world.rank, size=world.size)
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
+    jax_compat.use_compilation_cache(rank=world.rank, size=world.size)
     import jax
 
     setting = Setting(arguments.engine, arguments.model, arguments.image_size, arguments.batch)
@@ -52,7 +53,7 @@ def serve(world: World) -> None:
 
 def main() -> None:
     # Bind each rank to one core (shared if there are too few), before anything counts the available cores.
-    place = launcher.place()
+    place = launcher.launch_info()
     assert place is not None
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[place.rank % len(cores)]})

@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp import compat
 from jaxdp.collectives import auto, run_mpi4jax, run_native
-from jaxdp.collectives.choice import AUTO, Choice
-from jaxdp.collectives.choice import MPI as MPI_NAME
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.config import AUTO
+from jaxdp.collectives.config import MPI as MPI_NAME
+from jaxdp.runtime import jax_compat
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from jaxdp.collectives.buckets import Buckets
-    from jaxdp.config import AllreduceConfig
-    from jaxdp.world import World
+    from jaxdp.collectives.config import AllreduceConfig
+    from jaxdp.runtime.world import World
 
 
 class BucketSum(Protocol):
@@ -77,7 +78,7 @@ class NativeAllreduce:
       chosen, description: as in `BucketSum`.
     """
 
-    plans: Sequence[run_native.Plan] | None
+    plans: Sequence[run_native.AllreducePlan] | None
     axis: str
     num_devices: int
     chosen: dict[str, Any] | None = None
@@ -177,7 +178,7 @@ def make_allreduce(
 
 
 def _configured(config: AllreduceConfig, world: World) -> Choice:
-    with world.together():
+    with world.agree_or_exit():
         if config.algorithm == "hierarchical" and config.ranks_per_node is None and world.ranks_per_node is None:
             raise ValueError(
                 "a hierarchical allreduce needs the same number of consecutive ranks on every node, but ranks 0, 1, "
@@ -211,7 +212,7 @@ def _measured(
 
 def _blocking_sum(payload: jax.Array, choice: Choice, comm: MPI.Intracomm) -> jax.Array:
     if choice.algorithm == MPI_NAME:
-        return compat.allreduce(payload, comm=comm)
+        return jax_compat.allreduce(payload, comm=comm)
     return run_mpi4jax.allreduce(
         payload,
         schedule=choice.schedule(comm.size),

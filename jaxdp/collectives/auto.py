@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdp.collectives import run_mpi4py, run_native
-from jaxdp.collectives.choice import MPI, WIRES, Choice
-from jaxdp.collectives.cost import Network
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.config import MPI, WIRES
+from jaxdp.collectives.cost import NetworkModel
 from jaxdp.collectives.measure import measure_network
 
 if TYPE_CHECKING:
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 _SEGMENTS = (2**16, 2**18, 2**20)
 # Ring and direct send 2 (p - 1) messages per rank, which are too many to compile with more ranks than this.
@@ -102,7 +103,7 @@ def candidates(num_ranks: int, ranks_per_node: int | None, wire: str) -> list[Ch
     return [dataclasses.replace(kind, segment_bytes=segment, wire=wire) for kind in kinds for segment in _SEGMENTS]
 
 
-def _decide(size: int, wire: str, network: Network, world: World, engine: str, seconds: float) -> Decision:
+def _decide(size: int, wire: str, network: NetworkModel, world: World, engine: str, seconds: float) -> Decision:
     ranked: list[tuple[float, Choice]] = []
     if world.is_root:
         everything = candidates(world.size, world.ranks_per_node, wire)

@@ -16,7 +16,7 @@ from jaxdp.collectives.allreduce import BlockingAllreduce, BucketSum, NativeAllr
 from jaxdp.collectives.choice import Choice
 
 if TYPE_CHECKING:
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 _Sum = Callable[[jax.Array], jax.Array]
 

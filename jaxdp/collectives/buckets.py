@@ -82,7 +82,7 @@ class Buckets:
         return jax.tree.unflatten(self.treedef, leaves)
 
 
-def readiness(function: Callable[..., PyTree], *args: PyTree) -> list[int]:
+def gradient_ready_order(function: Callable[..., PyTree], *args: PyTree) -> list[int]:
     """Returns the order in which a function, such as a backward pass, computes the leaves of its result.
 
     The order is that of the function's own program (its jaxpr), which for a backward pass runs from the last layer to

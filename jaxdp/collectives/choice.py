@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.cost import Network, Profile
+from jaxdp.collectives.cost import NetworkModel, Profile
 from jaxdp.collectives.program import choose_segments
 from jaxdp.collectives.schedule import Schedule
 
 if TYPE_CHECKING:
-    from jaxdp.config import AllreduceConfig
-
-MPI = "mpi"
-"""Name of the MPI library's own allreduce, which is not in the algorithm table."""
-
-AUTO = "auto"
-"""Algorithm name that chooses an allreduce for each bucket from measurements at the start of a job."""
-
-WIRES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Wire formats of float32 values, with the bytes of a value."""
+    from jaxdp.collectives.config import AllreduceConfig
+from jaxdp.collectives.config import MPI, WIRES
 
 DEFAULT_COLORS = 4
 
@@ -96,7 +88,7 @@ class Choice:
         """Returns the type to which values of this dtype are rounded when they are sent, None if they are not."""
         return self.wire if self.wire != "float32" and dtype == np.float32 else None
 
-    def predict(self, num_ranks: int, num_bytes: int, network: Network) -> float:
+    def predict(self, num_ranks: int, num_bytes: int, network: NetworkModel) -> float:
         """Predicts the seconds for a float32 payload of `num_bytes` bytes from the closed form."""
         return self.profile(num_ranks).predict(
             num_bytes,

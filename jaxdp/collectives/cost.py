@@ -60,7 +60,7 @@ def counts(schedule: Schedule) -> Counts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class NetworkModel:
     """The links of a cluster.
 
     Attributes:
@@ -74,13 +74,13 @@ class Network:
     ranks_per_node: int
 
     @classmethod
-    def flat(cls, link: Link) -> Network:
+    def flat(cls, link: Link) -> NetworkModel:
         """Returns a network in which all pairs of ranks have the same link."""
         return cls(link, link, 1)
 
 
 def simulate(
-    schedule: Schedule, num_bytes: float, network: Network, *, num_segments: int = 1, wire_ratio: float = 1.0
+    schedule: Schedule, num_bytes: float, network: NetworkModel, *, num_segments: int = 1, wire_ratio: float = 1.0
 ) -> float:
     """Returns the seconds until the last rank is done, by simulating the program of the blocking executor.
 
@@ -161,7 +161,9 @@ class Profile:
         all_gather = dataclasses.replace(reduce_scatter, added=0)
         return cls.of([reduce_scatter] * (num_ranks - 1) + [all_gather] * (num_ranks - 1))
 
-    def predict(self, num_bytes: float, network: Network, *, num_segments: int = 1, wire_ratio: float = 1.0) -> float:
+    def predict(
+        self, num_bytes: float, network: NetworkModel, *, num_segments: int = 1, wire_ratio: float = 1.0
+    ) -> float:
         """Predicts the seconds of an allreduce; each pipeline step takes as long as its busiest rank.
 
         The arguments are those of `simulate`.

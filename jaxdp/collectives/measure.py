@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxdp.collectives.cost import Link, Network
+from jaxdp.collectives.cost import Link, NetworkModel
 
 if TYPE_CHECKING:
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 _SMALL, _LARGE = 1024, 2**18
 _SHORT, _LONG = 0.05, 0.1
 
 
-def measure_network(world: World) -> Network:
+def measure_network(world: World) -> NetworkModel:
     """Measures the links between and inside nodes while all ranks use them; all ranks must call it together.
 
     Takes about half a second for each kind of link. Every rank sends to the next rank and receives from the previous
@@ -36,8 +36,8 @@ def measure_network(world: World) -> Network:
     several_nodes = per_node < world.size
     between = _measure_link(world, per_node if several_nodes else 1, gamma)
     if not several_nodes or per_node == 1:
-        return Network.flat(between)
-    return Network(between, _measure_link(world, 1, gamma), per_node)
+        return NetworkModel.flat(between)
+    return NetworkModel(between, _measure_link(world, 1, gamma), per_node)
 
 
 def _measure_link(world: World, distance: int, gamma: float) -> Link:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdp import compat
 from jaxdp.collectives.program import Message, Pieces, of_rank, program
 from jaxdp.collectives.schedule import Schedule
+from jaxdp.runtime import jax_compat
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -65,14 +65,14 @@ def allreduce(
         for sent, received in step:
             if received is None:
                 assert sent is not None
-                compat.send(packed(sent), dest=sent.dst, comm=comm)
+                jax_compat.send(packed(sent), dest=sent.dst, comm=comm)
                 continue
             sizes = pieces.sizes(received)
             like = jnp.empty(sum(sizes), payload.dtype if wire is None else jnp.uint16)
             if sent is None:
-                values = compat.recv(like, source=received.src, comm=comm)
+                values = jax_compat.recv(like, source=received.src, comm=comm)
             else:
-                values = compat.sendrecv(packed(sent), like, source=received.src, dest=sent.dst, comm=comm)
+                values = jax_compat.sendrecv(packed(sent), like, source=received.src, dest=sent.dst, comm=comm)
             parts = jnp.split(decode(values), np.cumsum(sizes)[:-1])
             for chunk, place, part in zip(received.chunks, received.moves, parts, strict=True):
                 arrived.append((place, (chunk, received.segment), part, received.reduce))

@@ -12,15 +12,16 @@ import numpy as np
 
 from jaxdp import native
 from jaxdp.collectives import tables
-from jaxdp.collectives.choice import MPI, Choice
+from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.config import MPI
 from jaxdp.collectives.schedule import Schedule, chunk_bounds
-from jaxdp.progress import MINE
+from jaxdp.runtime.activity import MINE
 
 if TYPE_CHECKING:
     import jax
     from mpi4py.MPI import Intracomm
 
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 # MPI takes counts as 32-bit integers.
 _LARGEST_COUNT = 2**30
@@ -28,7 +29,7 @@ _TARGET, _PASS = "jaxdp_allreduce", "jaxdp_pass"
 _MESSAGE_ROOM = 4096
 
 
-class Plan(NamedTuple):
+class AllreducePlan(NamedTuple):
     """How the engine sums payloads of one size.
 
     Attributes:
@@ -55,7 +56,7 @@ class Event(NamedTuple):
     end_s: float
 
 
-class Engine:
+class ProgressEngine:
     """The native engine of this rank: its progress thread and its plans.
 
     All ranks must make the same plans in the same order. Sums inside jit may start in a different order on each rank.
@@ -87,7 +88,7 @@ class Engine:
         segment_bytes: int,
         wire: str | None = None,
         name: str = "a payload",
-    ) -> Plan:
+    ) -> AllreducePlan:
         """Makes a plan for payloads of this size; all ranks must call it together.
 
         Args:
@@ -115,13 +116,13 @@ class Engine:
             )
         return plan
 
-    def plan_without_messages(self, num_elements: int, dtype: np.dtype) -> Plan:
+    def plan_without_messages(self, num_elements: int, dtype: np.dtype) -> AllreducePlan:
         """Makes a plan that leaves payloads of this size unchanged; its events show when a program computed them."""
         dtype = np.dtype(dtype)
         nothing, whole = np.empty((0, 5), np.int64), np.array([[0, 0, num_elements]], np.int64)
         return self._add("a payload", dtype.name, num_elements, dtype, nothing, whole, 1, 1)
 
-    def plan_by_mpi(self, num_elements: int, dtype: np.dtype, *, name: str = "a payload") -> Plan:
+    def plan_by_mpi(self, num_elements: int, dtype: np.dtype, *, name: str = "a payload") -> AllreducePlan:
         """Makes a plan that uses MPI's own allreduce for payloads of this size; all ranks must call it together."""
         dtype = np.dtype(dtype)
         nothing, pieces = np.empty((0, 5), np.int64), tables.pieces(num_elements, 1, -(-num_elements // _LARGEST_COUNT))
@@ -139,7 +140,7 @@ class Engine:
         lanes: int,
         *,
         by_mpi: bool = False,
-    ) -> Plan:
+    ) -> AllreducePlan:
         number = self._library.jaxdp_add_plan(
             self._engine,
             name.encode(),
@@ -153,9 +154,9 @@ class Engine:
             lanes,
             by_mpi,
         )
-        return Plan(number, num_elements, dtype)
+        return AllreducePlan(number, num_elements, dtype)
 
-    def allreduce(self, payload: np.ndarray, plan: Plan, out: np.ndarray | None = None) -> np.ndarray:
+    def allreduce(self, payload: np.ndarray, plan: AllreducePlan, out: np.ndarray | None = None) -> np.ndarray:
         """Sums host arrays over the ranks and waits for the result.
 
         Args:
@@ -203,15 +204,17 @@ class Engine:
 
 
 @functools.cache
-def engine_of(world: World) -> Engine:
+def engine_of(world: World) -> ProgressEngine:
     """Returns the engine of this rank, which jitted programs also use; the first call starts it."""
-    engine = Engine(world.native_comm)
+    engine = ProgressEngine(world.native_comm)
     engine.serve_programs()
     MINE.allreduces = engine.counts
     return engine
 
 
-def plan_of(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, name: str = "a payload") -> Plan:
+def plan_of(
+    choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, name: str = "a payload"
+) -> AllreducePlan:
     """Makes a plan of this rank's engine for payloads of this size; all ranks must call it together."""
     engine = engine_of(world)
     if choice.algorithm == MPI:
@@ -226,7 +229,9 @@ def plan_of(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *,
     )
 
 
-def plan_of_parts(choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, parts: int, name: str) -> Plan:
+def plan_of_parts(
+    choice: Choice, num_elements: int, dtype: np.dtype, world: World, *, parts: int, name: str
+) -> AllreducePlan:
     """Makes plans for payloads cut into equal parts, one per local device; all ranks must call it together.
 
     Returns:
@@ -237,7 +242,9 @@ def plan_of_parts(choice: Choice, num_elements: int, dtype: np.dtype, world: Wor
     return first
 
 
-def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in_place: bool = False) -> jax.Array:
+def allreduce(
+    payload: jax.Array, plan: AllreducePlan, *, device: jax.Array | int = 0, in_place: bool = False
+) -> jax.Array:
     """Sums a payload over the ranks inside jit (also inside shard_map over CPU devices) without blocking the program.
 
     Args:
@@ -260,7 +267,7 @@ def allreduce(payload: jax.Array, plan: Plan, *, device: jax.Array | int = 0, in
 
 
 def allreduce_all(
-    payloads: Sequence[jax.Array], plans: Sequence[Plan], *, device: jax.Array | int = 0
+    payloads: Sequence[jax.Array], plans: Sequence[AllreducePlan], *, device: jax.Array | int = 0
 ) -> list[jax.Array]:
     """Sums several payloads over the ranks, each as soon as it has been computed.
 

@@ -14,6 +14,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxdp.data.config import DataConfig
+from jaxdp.settings.user_objects import find
+
 # Number of crops to draw; the first that fits into the image is used.
 _TRIES = 10
 # Folded into the key of an example. 0 and 1 are reserved for the two keys that crop and flip split off.
@@ -34,8 +37,8 @@ class Augmentation:
       area: range of the area of "resized" crops, as a fraction of the image's area.
       ratio: range of the aspect ratio (width / height) of "resized" crops.
       flip: whether each image is mirrored left to right with probability 1/2 in training.
-      own: custom augmentation, applied last in training; None for none. A function of a normalised image, float32
-        [H, W, C], and a random key that returns an image of the same shape and dtype; traced by JAX.
+      user_function: custom augmentation, applied last in training; None for none. A function of a normalised image,
+        float32 [H, W, C], and a random key that returns an image of the same shape and dtype; traced by JAX.
     """
 
     seed: int
@@ -45,7 +48,27 @@ class Augmentation:
     area: tuple[float, ...]
     ratio: tuple[float, ...]
     flip: bool
-    own: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    user_function: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+    @classmethod
+    def of_config(cls, config: DataConfig, *, seed: int) -> Augmentation:
+        """The augmentation that the settings of the data ask for.
+
+        Raises:
+          ValueError: the user's function cannot be found.
+        """
+        # With "resized", encoded images are cropped when they are decoded.
+        crop = "none" if config.storage == "encoded" and config.crop == "resized" else config.crop
+        return cls(
+            seed=seed,
+            image_size=config.image_size,
+            crop=crop,
+            padding=config.crop_padding,
+            area=config.crop_area,
+            ratio=config.crop_ratio,
+            flip=config.flip,
+            user_function=find("config.data.augment", config.augment) if config.augment is not None else None,
+        )
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Shape (H, W, C) of the model's input for images of shape `stored`."""
@@ -65,7 +88,7 @@ class Augmentation:
           id_B: int32, ids of the examples.
           epoch_B: int32, epoch in which each example is seen.
         """
-        if self.crop == "none" and not self.flip and self.own is None:
+        if self.crop == "none" and not self.flip and self.user_function is None:
             return self.test_view(image_BHWC)
         size = self.shape(image_BHWC.shape[1:])[:2]
 
@@ -79,9 +102,9 @@ class Augmentation:
                 image_HWC = self.test_view(image_HWC[None])[0]
             mirrored = self.flip & jax.random.bernoulli(for_flip)
             image_HWC = jnp.where(mirrored, image_HWC[:, ::-1], image_HWC)
-            if self.own is None:
+            if self.user_function is None:
                 return image_HWC
-            return self.own(image_HWC, jax.random.fold_in(self._key(example, epoch), _OWN))
+            return self.user_function(image_HWC, jax.random.fold_in(self._key(example, epoch), _OWN))
 
         return jax.vmap(one)(image_BHWC, id_B, epoch_B)
 

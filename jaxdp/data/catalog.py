@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from jaxdp.data import synthetic
 from jaxdp.data.source import Source
 from jaxdp.data.tfds_source import open_tfds
-from jaxdp.named import find
+from jaxdp.settings.user_objects import find
 
 if TYPE_CHECKING:
-    from jaxdp.config import DataConfig
+    from jaxdp.data.config import DataConfig
 
 
 # Names of TFDS sets: NAME, NAME:VERSION or NAME/CONFIG:VERSION.

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from jaxdp.data.audit import Audit
+from jaxdp.data.batch import Batch
 from jaxdp.data.exchange import Delivery, exchange, rearrange
 from jaxdp.data.nodes import Group
-from jaxdp.data.order import Deal, Order
+from jaxdp.data.order import BatchSplit, Order
 from jaxdp.data.partition import Partitions
 from jaxdp.data.rows import Buffers
 from jaxdp.data.split import Split
-from jaxdp.step import Batch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 T = TypeVar("T")
 
 
-class Gate:
+class ExchangeGate:
     """Gate in front of each exchange: lets it proceed, or makes all ranks stop after the same one.
 
     An exchange involves all ranks: once it has begun on one rank, it must begin on every rank.
@@ -64,14 +64,14 @@ def batches(
     split: Split,
     *,
     order: Order,
-    deal: Deal,
+    batch_split: BatchSplit,
     rank: int,
     group: Group,
     comm: MPI.Intracomm,
     steps: range,
     steps_per_exchange: int,
     partitions: Partitions | None = None,
-    gate: Gate | None = None,
+    gate: ExchangeGate | None = None,
 ) -> Iterator[Batch]:
     """Yields this rank's part of the global batch of each step, as host arrays; every rank must take all of them.
 
@@ -81,7 +81,7 @@ def batches(
       split: the part of the split that this rank's node holds. With partitions it must have the holdings of the first
         step's period; its memory is rearranged when the next period begins.
       order: order of the examples.
-      deal: how a batch is divided among ranks and devices.
+      batch_split: how a batch is divided among ranks and devices.
       rank: this rank's number in the world.
       group: the ranks that share the split, with an open communicator (`Group.opened`).
       comm: communicator of all ranks of the world, not used by anything else.
@@ -90,12 +90,12 @@ def batches(
       partitions: partitions of the data; None if the data is not shuffled by partition.
       gate: gate that may end the feed before its last step.
     """
-    gate = gate or Gate()
-    places = deal.rows_of(rank)
-    buffers = Buffers(deal.devices_per_rank * deal.per_device, split.images.shape)
-    mine = slice(*deal.rank_bounds[rank : rank + 2])
+    gate = gate or ExchangeGate()
+    places = batch_split.rows_of(rank)
+    buffers = Buffers(batch_split.devices_per_rank * batch_split.per_device, split.images.shape)
+    mine = slice(*batch_split.rank_bounds[rank : rank + 2])
     # Columns of the global batch that go to the group's ranks, rank by rank.
-    shares = [np.arange(*deal.rank_bounds[member : member + 2]) for member in group.ranks]
+    shares = [np.arange(*batch_split.rank_bounds[member : member + 2]) for member in group.ranks]
     columns, bounds = np.concatenate(shares), np.cumsum([0, *map(len, shares)])
     assert group.comm is not None
     exchanging = group.comm
@@ -120,7 +120,7 @@ def batches(
                 return
             at_once = steps_per_exchange * order.batch_size
             split = rearrange(split, partitions.holdings(period), group.nodes, exchanging, at_once=at_once)
-        for epochs, delivery in Ahead(windows(split, of_period), lambda window: window, depth=1):
+        for epochs, delivery in Prefetcher(windows(split, of_period), lambda window: window, depth=1):
             for step, of_step in enumerate(epochs):
                 image_BHWC = empty_images(buffers, places)
                 delivery.fill(step, of_step, image_BHWC, places)
@@ -182,7 +182,7 @@ def padded(values: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
     return result
 
 
-class Ahead(Generic[T]):
+class Prefetcher(Generic[T]):
     """Runs an iterator on a thread, ahead of its consumer; an exception on the thread is raised in the consumer.
 
     Args:

@@ -17,10 +17,10 @@ from jaxdp.data.nodes import Group
 from jaxdp.data.source import Source
 from jaxdp.data.split import Split
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
-from jaxdp.progress import MINE
+from jaxdp.runtime.activity import MINE
 
 if TYPE_CHECKING:
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 # Number of records that a thread reads at once.
 _READ_AT_ONCE = 256
@@ -89,7 +89,7 @@ class _Reading:
                 images_NHWC[row] = fitted(image_of(image), shape) if self.source.resized else image
                 labels_N[row] = record["label"]
 
-        with self.world.together():
+        with self.world.agree_or_exit():
             for _ in self._parts(self.source.records, fill):
                 pass
         # together() has synchronised all ranks, so that each sees what the other ranks of its node have written.
@@ -107,7 +107,7 @@ class _Reading:
             return [record["image"] for record in records]
 
         assert self.source.files is not None
-        with self.world.together():
+        with self.world.agree_or_exit():
             for some in self._parts(self.source.files, take):
                 files.add(some)
         of_ranks = self.world.allgather(np.array(files.lengths, np.int64))
@@ -184,7 +184,7 @@ def check_memory(
     crossing = rows_ahead * world.local_size * (nodes.count - 1) / nodes.count
     needed += _WINDOWS * crossing * source.example_bytes("train", encoded=encoded)
     free, where = memory.free_bytes(shared=world.local_size > 1)
-    with world.together():
+    with world.agree_or_exit():
         if needed > free:
             remedies = ["start the job on more nodes"]
             if len(set(world.leaders)) > nodes.count:

@@ -16,7 +16,7 @@ from jaxdp.data.order import even_bounds
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-    from jaxdp.world import World
+    from jaxdp.runtime.world import World
 
 
 @dataclasses.dataclass(frozen=True)

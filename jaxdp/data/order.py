@@ -87,7 +87,7 @@ def _cached_order(order: Order, epoch: int) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Deal:
+class BatchSplit:
     """How a global batch is divided among all devices of all ranks: in order and as evenly as possible.
 
     Attributes:

@@ -25,11 +25,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp import compat, parse
+from jaxdp.cli import parsing
+from jaxdp.data import tfds_compat
 from jaxdp.data.folders import check_inventory, inventory_of, listed
 from jaxdp.data.order import even_bounds
 from jaxdp.data.shards import results, writing
-from jaxdp.world import USER_ERROR
+from jaxdp.runtime.world import USER_ERROR
 
 VERSION = "1.0.0"
 _SHARD_BYTES = 64 * 2**20
@@ -108,7 +109,7 @@ def prepare(
             f"--name={name} is not a valid name of a data set: use lower-case letters, digits and underscores, and no "
             "digit first"
         )
-    parent = compat.data_folder(data_dir) / name
+    parent = tfds_compat.data_folder(data_dir) / name
     folder, begun = parent / VERSION, parent / f"{VERSION}.begun"
     classes, splits = listed(source)
     inventory = inventory_of(source, splits, size)
@@ -128,15 +129,15 @@ def prepare(
     return _summary(folder, classes, shards, written)
 
 
-def _parser() -> parse.Parser:
-    parser = parse.Parser("jaxdp.data.prepare", description=__doc__, allow_abbrev=False)
+def _parser() -> parsing.Parser:
+    parser = parsing.Parser("jaxdp.data.prepare", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--source", type=pathlib.Path, required=True, help="folder with train/CLASS/IMAGE and test/CLASS/IMAGE")
     add("--name", required=True, help="name of the data set, for config.data.name")
     add("--dir", type=pathlib.Path, help="folder of data sets, for config.data.dir (default: TFDS's own)")
-    add("--size", type=parse.number, help="resize the shorter side of larger images to this many pixels")
-    add("--processes", type=parse.number, default=len(os.sched_getaffinity(0)), help="default: one per core")
+    add("--size", type=parsing.number, help="resize the shorter side of larger images to this many pixels")
+    add("--processes", type=parsing.number, default=len(os.sched_getaffinity(0)), help="default: one per core")
     return parser
 
 
@@ -206,7 +207,7 @@ def _image(path: pathlib.Path, size: int | None) -> bytes:
 
 
 def _features(classes: list[str]) -> Any:
-    tfds = compat.import_tfds()
+    tfds = tfds_compat.import_tfds()
     return tfds.features.FeaturesDict(
         {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=classes)}
     )
@@ -215,7 +216,7 @@ def _features(classes: list[str]) -> Any:
 def _write_metadata(
     folder: pathlib.Path, name: str, classes: list[str], shards: list[Shard], written: list[Written]
 ) -> None:
-    tfds = compat.import_tfds()
+    tfds = tfds_compat.import_tfds()
     infos = []
     for split in dict.fromkeys(shard.split for shard in shards):
         parts = [done for shard, done in zip(shards, written, strict=True) if shard.split == split]

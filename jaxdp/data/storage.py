@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxdp.data.decode import Decoder
 from jaxdp.data.rows import aligned, copy_rows
-from jaxdp.world import UserError
+from jaxdp.runtime.world import UserError
 
 # Size of a block in bytes; the last block of a file is padded with zeros.
 BLOCK_BYTES = 64

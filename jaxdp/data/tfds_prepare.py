@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp import compat
+from jaxdp.data import tfds_compat
 from jaxdp.data.shards import results, writing
 
 _INFO = "dataset_info.json"
@@ -50,8 +50,8 @@ def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tu
     Raises:
       ValueError: the data set is missing from `other`, is not in tfrecord format there, or exists in `data_dir`.
     """
-    tfds = compat.import_tfds()
-    builder = compat.prepared_builder(name, other)
+    tfds = tfds_compat.import_tfds()
+    builder = tfds_compat.prepared_builder(name, other)
     if builder is None:
         raise ValueError(f"there is no such data set in {other}: --from must be the folder with {name.split(':')[0]}/")
     if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
@@ -59,7 +59,7 @@ def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tu
             f"--from needs tfrecord format, but the data set in {other} is in {builder.info.file_format.value}"
         )
     source = pathlib.Path(builder.data_path)
-    folder = compat.data_folder(data_dir) / source.relative_to(other)
+    folder = tfds_compat.data_folder(data_dir) / source.relative_to(other)
     if folder.exists():
         raise ValueError(f"a data set already exists in {folder}: delete it, or choose another --dir")
     # jaxdp does not take a folder with this suffix for a data set.

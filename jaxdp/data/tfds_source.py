@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxdp import compat
+from jaxdp.data import tfds_compat
 from jaxdp.data.source import Source
 
 if TYPE_CHECKING:
-    from jaxdp.config import DataConfig
-    from jaxdp.world import World
+    from jaxdp.data.config import DataConfig
+    from jaxdp.runtime.world import World
 
 
 def prepare_digits(config: DataConfig, world: World) -> None:
@@ -26,7 +26,7 @@ def prepare_digits(config: DataConfig, world: World) -> None:
     if config.name != "digits":
         return
     for writes in (world.is_root, world.local_rank == 0):
-        with world.together():
+        with world.agree_or_exit():
             if writes:
                 _write_digits(config)
 
@@ -44,13 +44,13 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
       ValueError: the data set does not exist, is not prepared as array_record, or has no images with labels. The
         message says what to do.
     """
-    tfds, folder = compat.import_tfds(), compat.data_folder(data_dir)
+    tfds, folder = tfds_compat.import_tfds(), tfds_compat.data_folder(data_dir)
     remedy = (
         f"prepare it with launch/prepare {name} --dir={folder}, convert folders of images with python -m "
         "jaxdp.data.prepare, or set config.data.dir to the folder that contains it"
     )
     try:
-        builder = compat.prepared_builder(name, folder)
+        builder = tfds_compat.prepared_builder(name, folder)
         file_format = builder and builder.info.file_format
     except Exception as error:  # TFDS raises many kinds of exceptions, for names, versions and damaged metadata.
         raise ValueError(f"the data set {name!r} in {folder} cannot be opened: {error}: {remedy}") from error
@@ -116,7 +116,7 @@ def _digits(folder: pathlib.Path) -> Any:
 
 
 def _write_digits(config: DataConfig) -> None:
-    folder = compat.data_folder(config.dir)
+    folder = tfds_compat.data_folder(config.dir)
     if _is_prepared(folder, "digits"):
         return
     try:

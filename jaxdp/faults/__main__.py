@@ -13,26 +13,26 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxdp import parse
+from jaxdp.cli import parsing
 from jaxdp.faults.campaign import Campaign, append_row, read_rows, table
 from jaxdp.faults.kinds import FAULTS
-from jaxdp.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
 
 
 def main(words: Sequence[str]) -> int:
     """Runs the trials and returns the exit code."""
-    parser = parse.Parser("jaxdp.faults", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.faults", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--trials", type=int, default=len(FAULTS), help="number of trials; 0 only prints the table")
     parser.add_argument("--json", type=pathlib.Path, help="append one line per trial to this file")
-    parser.add_argument("--faults", type=parse.names, help=f"injected in turn; default all of {', '.join(FAULTS)}")
+    parser.add_argument("--faults", type=parsing.names, help=f"injected in turn; default all of {', '.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random choices; default %(default)s")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/faults"), help="default %(default)s")
     try:
         arguments = parser.parse_args(words)
-        parse.check_writable(arguments.json)
+        parsing.check_writable(arguments.json)
         if arguments.trials:
-            parse.program("mpirun")
+            parsing.program("mpirun")
         for name in arguments.faults or ():
             if name not in FAULTS:
                 raise ValueError(f"unknown fault {name!r}: choose from {', '.join(FAULTS)}")

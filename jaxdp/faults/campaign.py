@@ -12,15 +12,15 @@ import statistics
 import time
 from collections.abc import Sequence
 
-from jaxdp import netcluster
+from jaxdp.bench import netcluster
 from jaxdp.faults.kinds import FAULTS
-from jaxdp.faults.trial import SAVE_EVERY, STEPS, Trial, Usual
+from jaxdp.faults.trial import SAVE_EVERY, STEPS, Baseline, Trial
 
 _RANKS = (2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TrialRow:
     """The result of one trial, stored as one line of the file.
 
     Attributes:
@@ -67,9 +67,9 @@ class Campaign:
         }
         # Keyed by the number of ranks and whether they run on netcluster hosts: a rank has more threads there, and with
         # a different number of threads XLA rounds sums differently.
-        self._usual: dict[tuple[int, bool], Usual] = {}
+        self._usual: dict[tuple[int, bool], Baseline] = {}
 
-    def carry_out(self, number: int, fault: str) -> Row:
+    def carry_out(self, number: int, fault: str) -> TrialRow:
         """Runs one trial.
 
         Args:
@@ -85,7 +85,7 @@ class Campaign:
         usual = self._usual_on(ranks, on_hosts=kind.on_hosts)
         with contextlib.ExitStack() as afterwards:
             trial = self._trial(f"trial-{number}", ranks, chance, usual, afterwards, on_hosts=kind.on_hosts)
-            struck = kind.befall(trial)
+            struck = kind.inject(trial)
             why_not, lost = struck.why_not, None
             saves = trial.saves()
             if STEPS not in saves:
@@ -97,7 +97,7 @@ class Campaign:
                 if lost > 2 * SAVE_EVERY:
                     why_not = why_not or f"{lost} steps lost, with a checkpoint every {SAVE_EVERY} steps"
             is_identical = STEPS in trial.saves() and trial.saved() == usual.saved
-            row = Row(
+            row = TrialRow(
                 number, fault, ranks, struck.moment, struck.detected_s, lost, why_not is None, is_identical, why_not
             )
         if row.is_good:
@@ -109,7 +109,7 @@ class Campaign:
         name: str,
         ranks: int,
         chance: random.Random,
-        usual: Usual,
+        usual: Baseline,
         afterwards: contextlib.ExitStack,
         *,
         on_hosts: bool,
@@ -122,7 +122,7 @@ class Campaign:
         afterwards.enter_context(netcluster.hosts(2))
         return dataclasses.replace(trial, launcher=(str(netcluster.PROGRAM), "run"))
 
-    def _usual_on(self, ranks: int, *, on_hosts: bool) -> Usual:
+    def _usual_on(self, ranks: int, *, on_hosts: bool) -> Baseline:
         if (ranks, on_hosts) not in self._usual:
             # The first run compiles and so takes longer. The times of the second are used.
             first, second = (self._without_fault(ranks, attempt, on_hosts=on_hosts) for attempt in range(2))
@@ -131,10 +131,10 @@ class Campaign:
             self._usual[ranks, on_hosts] = second
         return self._usual[ranks, on_hosts]
 
-    def _without_fault(self, ranks: int, attempt: int, *, on_hosts: bool) -> Usual:
+    def _without_fault(self, ranks: int, attempt: int, *, on_hosts: bool) -> Baseline:
         name = f"undisturbed-{ranks}{'-on-hosts' * on_hosts}-{attempt}"
         with contextlib.ExitStack() as afterwards:
-            patient = Usual({}, 0.0, 120.0)
+            patient = Baseline({}, 0.0, 120.0)
             trial = self._trial(name, ranks, random.Random(), patient, afterwards, on_hosts=on_hosts)
             job = trial.start()
             job.wait_until(job.is_complete)
@@ -143,10 +143,10 @@ class Campaign:
             trains_s = time.monotonic() - begin
             if why_not := trial.goes_on(job):
                 raise RuntimeError(f"without a fault {why_not}: see {trial.folder}")
-            return Usual(trial.saved(), trains_s, time.monotonic() - begin)
+            return Baseline(trial.saved(), trains_s, time.monotonic() - begin)
 
 
-def read_rows(path: pathlib.Path) -> list[Row]:
+def read_rows(path: pathlib.Path) -> list[TrialRow]:
     """Reads the rows of earlier trials; returns an empty list if the file does not exist.
 
     Raises:
@@ -155,18 +155,18 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     if not path.exists():
         return []
     try:
-        return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+        return [TrialRow(**json.loads(line)) for line in path.read_text().splitlines()]
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"cannot read {path} as rows of trials, one JSON object per line: {error}") from None
 
 
-def append_row(path: pathlib.Path, row: Row) -> None:
+def append_row(path: pathlib.Path, row: TrialRow) -> None:
     """Appends a row to the file as one line of JSON."""
     with path.open("a") as file:
         file.write(json.dumps(dataclasses.asdict(row)) + "\n")
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[TrialRow]) -> str:
     """Returns a Markdown table with one line per kind of fault."""
     columns = (
         "fault",

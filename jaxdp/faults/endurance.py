@@ -22,9 +22,9 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxdp import parse
+from jaxdp.cli import parsing
 from jaxdp.faults.job import Job
-from jaxdp.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
 
 _EVERY_S = 1.0
 # Fractions of the steps: the samples taken in these two intervals are compared.
@@ -107,18 +107,18 @@ def growth(samples: Sequence[tuple[int, dict[int, Use]]], steps: int, ranks: int
 
 def main(words: Sequence[str]) -> int:
     """Runs the job, prints the table and returns the exit code."""
-    parser = parse.Parser("jaxdp.faults.endurance", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.faults.endurance", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ranks", type=parse.number, default=8, help="default %(default)s")
-    parser.add_argument("--steps", type=parse.number, default=10_000, help="default %(default)s")
+    parser.add_argument("--ranks", type=parsing.number, default=8, help="default %(default)s")
+    parser.add_argument("--steps", type=parsing.number, default=10_000, help="default %(default)s")
     parser.add_argument("--json", type=pathlib.Path, help="write the table and all samples to this file")
     parser.add_argument(
         "--workdir", type=pathlib.Path, default=pathlib.Path("runs/endurance"), help="default %(default)s"
     )
     try:
         arguments = parser.parse_args(words)
-        parse.check_writable(arguments.json)
-        parse.program("mpirun")
+        parsing.check_writable(arguments.json)
+        parsing.program("mpirun")
         if arguments.workdir.exists():
             raise ValueError(f"the workdir {arguments.workdir} already exists: choose another --workdir")
     except ValueError as error:
@@ -145,7 +145,7 @@ def main(words: Sequence[str]) -> int:
             f"{row.last.workers:g}"
         )
     if arguments.json:
-        parse.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "samples": samples})
+        parsing.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "samples": samples})
     return 0 if all(row.is_flat for row in rows) else INTERNAL_ERROR
 
 

@@ -10,8 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from jaxdp.metrics import read_metrics
-from jaxdp.workdir import CHECKPOINTS
+from jaxdp.trainer.metrics import read_metrics
+from jaxdp.trainer.workdir import CHECKPOINTS
 
 _POLL_S = 0.002
 _STUCK_S = 300.0

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxdp import netcluster
+from jaxdp.bench import netcluster
 from jaxdp.faults.job import Job
-from jaxdp.faults.trial import STEPS, WATCHDOG_S, Struck, Trial
-from jaxdp.preemption import REQUEUE
-from jaxdp.workdir import CHECKPOINTS
-from jaxdp.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.faults.trial import STEPS, WATCHDOG_S, FaultResult, Trial
+from jaxdp.runtime.preemption import REQUEUE
+from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.trainer.workdir import CHECKPOINTS
 
 # Time within which a job must exit after it has lost a rank or was asked to stop.
 _SOON_S = 10.0
@@ -33,43 +33,43 @@ class Fault(NamedTuple):
     Attributes:
       what: description of the fault, for the table.
       must: description of the required reaction of the job, for the table.
-      befall: injects the fault into a run, checks the reaction and repairs the damage.
+      inject: injects the fault into a run, checks the reaction and repairs the damage.
       impossible: returns why the fault cannot be injected on this machine, or None if it can.
       on_hosts: whether the ranks must run on two hosts of `launch/netcluster`.
     """
 
     what: str
     must: str
-    befall: Callable[[Trial], Struck]
+    inject: Callable[[Trial], FaultResult]
     impossible: Callable[[], str | None] = lambda: None
     on_hosts: bool = False
 
 
-def _killed(caught: Callable[[Trial], Job]) -> Callable[[Trial], Struck]:
-    def befall(trial: Trial) -> Struck:
+def _killed(caught: Callable[[Trial], Job]) -> Callable[[Trial], FaultResult]:
+    def inject(trial: Trial) -> FaultResult:
         job = caught(trial)
         victim = trial.some_process(job)
         return trial.ends(job, lambda: os.kill(victim, signal.SIGKILL), within=_SOON_S)
 
-    return befall
+    return inject
 
 
-def _stopped(trial: Trial) -> Struck:
+def _stopped(trial: Trial) -> FaultResult:
     job = trial.at_a_step()
     victim = trial.some_process(job)
     return trial.ends(job, lambda: os.kill(victim, signal.SIGSTOP), within=_MISSED_S)
 
 
-def _paused(trial: Trial) -> Struck:
+def _paused(trial: Trial) -> FaultResult:
     job = trial.at_a_step()
     moment, victim = job.where, trial.some_process(job)
     os.kill(victim, signal.SIGSTOP)
     time.sleep(_PAUSE_S)
     os.kill(victim, signal.SIGCONT)
-    return Struck(moment, None, trial.goes_on(job))
+    return FaultResult(moment, None, trial.goes_on(job))
 
 
-def _asked(trial: Trial) -> Struck:
+def _asked(trial: Trial) -> FaultResult:
     job = trial.at_any_moment()
     return trial.ends(job, lambda: os.kill(job.launcher, signal.SIGUSR1), within=_SOON_S, code=REQUEUE)
 
@@ -84,11 +84,11 @@ def _cut_off(path: pathlib.Path, trial: Trial) -> None:
     os.truncate(path, trial.chance.randrange(path.stat().st_size))
 
 
-def _damaged(damage: Callable[[pathlib.Path, Trial], None]) -> Callable[[Trial], Struck]:
-    def befall(trial: Trial) -> Struck:
+def _damaged(damage: Callable[[pathlib.Path, Trial], None]) -> Callable[[Trial], FaultResult]:
+    def inject(trial: Trial) -> FaultResult:
         step = trial.chance.randrange(20, STEPS)
         if why_not := trial.goes_on(trial.start(f"--stop_at_step={step}")):
-            return Struck("", None, why_not)
+            return FaultResult("", None, why_not)
         files = [path for path in (trial.workdir / CHECKPOINTS / str(step)).rglob("*") if path.is_file()]
         # Weighted by size, because damage on a disk is more likely to hit a large file.
         (victim,) = trial.chance.choices(files, [path.stat().st_size for path in files])
@@ -97,12 +97,12 @@ def _damaged(damage: Callable[[pathlib.Path, Trial], None]) -> Callable[[Trial],
         told = job.wait_until(lambda: "kept aside" in job.said or job.last_step > step)
         seconds = time.monotonic() - begin if "kept aside" in job.said else None
         # Some bits of a file have no meaning. Flipping one of them does no damage, so nothing is reported.
-        return Struck(f"step {step}, {victim.name}", seconds, trial.goes_on(job) if told else job.error)
+        return FaultResult(f"step {step}, {victim.name}", seconds, trial.goes_on(job) if told else job.error)
 
-    return befall
+    return inject
 
 
-def _record_cut_off(trial: Trial) -> Struck:
+def _record_cut_off(trial: Trial) -> FaultResult:
     data = trial.folder / "data"
     shutil.copytree(trial.environment["TFDS_DATA_DIR"], data)
     trial = dataclasses.replace(trial, arguments=(f"--config.data.dir={data}",))
@@ -117,7 +117,7 @@ def _record_cut_off(trial: Trial) -> Struck:
     return struck._replace(moment=f"{where}, {victim.name}", why_not=why_not)
 
 
-def _disk_full(trial: Trial) -> Struck:
+def _disk_full(trial: Trial) -> FaultResult:
     trial.workdir.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", trial.workdir], check=True)
     trial.afterwards.callback(subprocess.check_call, ["umount", "--lazy", trial.workdir])
@@ -137,7 +137,7 @@ def _disk_full(trial: Trial) -> Struck:
     return struck._replace(why_not=struck.why_not or ("it printed a traceback" if "Traceback" in job.said else None))
 
 
-def _link_cut(trial: Trial) -> Struck:
+def _link_cut(trial: Trial) -> FaultResult:
     struck = trial.ends(trial.at_a_step(), lambda: netcluster.run("cut", "h1"), within=_MISSED_S)
     netcluster.run("mend", "h1")
     return struck

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxdp.checkpoint import Checkpoints
 from jaxdp.faults.job import Job
-from jaxdp.workdir import CHECKPOINTS
+from jaxdp.trainer.checkpoint import Checkpoints
+from jaxdp.trainer.workdir import CHECKPOINTS
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 240, 8, 24
 WATCHDOG_S = 6.0
@@ -31,7 +31,7 @@ ARGUMENTS = (
 _LATEST = STEPS - 24
 
 
-class Usual(NamedTuple):
+class Baseline(NamedTuple):
     """Behaviour of a job without a fault.
 
     Attributes:
@@ -45,7 +45,7 @@ class Usual(NamedTuple):
     ends_s: float
 
 
-class Struck(NamedTuple):
+class FaultResult(NamedTuple):
     """How a job reacted to a fault.
 
     Attributes:
@@ -77,7 +77,7 @@ class Trial:
     folder: pathlib.Path
     ranks: int
     chance: random.Random
-    usual: Usual
+    usual: Baseline
     environment: Mapping[str, str]
     afterwards: contextlib.ExitStack
     launcher: tuple[str, ...] = ("mpirun", "-n")
@@ -154,7 +154,7 @@ class Trial:
         """Returns the process id of a random rank."""
         return self.chance.choice(sorted(job.processes().values()))
 
-    def ends(self, job: Job, strike: Callable[[], object], *, within: float, code: int | None = None) -> Struck:
+    def ends(self, job: Job, strike: Callable[[], object], *, within: float, code: int | None = None) -> FaultResult:
         """Injects a fault that must end the job.
 
         Args:
@@ -174,7 +174,7 @@ class Trial:
             pass  # The run was complete before the fault took effect.
         elif ended == 0 or (code is not None and trains and ended != code):
             why_not = f"the job exited with code {ended}"
-        return Struck(moment, seconds, why_not)
+        return FaultResult(moment, seconds, why_not)
 
     def goes_on(self, job: Job) -> str | None:
         """Waits for a job to finish the run; returns None if it does, or else what went wrong."""

@@ -56,7 +56,7 @@ class _Conv(nnx.Module):
         x_BHWC = self.conv(x_BHWC)
         if self.norm is None:
             return nnx.relu(x_BHWC)
-        return self.norm(x_BHWC, use_running_average=not train, mask=mask_B111, rectifies=True)
+        return self.norm(x_BHWC, use_running_average=not train, mask=mask_B111, relu=True)
 
 
 class _Inception(nnx.Module):
@@ -194,4 +194,4 @@ def _pool(x_BHWC: jax.Array) -> jax.Array:
 
 
 GoogLeNetBN = functools.partial(GoogLeNet, normalised=True)
-GoogLeNetAsItWas = functools.partial(GoogLeNet, normalised=False)
+GoogLeNetOriginal = functools.partial(GoogLeNet, normalised=False)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxdp.models.cpu.convolution import convolve
-from jaxdp.models.cpu.forms import are_ours
+from jaxdp.models.cpu.forms import uses_cpu_kernels
 from jaxdp.models.cpu.normalisation import normalise
 
 _batch_sum: contextvars.ContextVar[Callable[[jax.Array], jax.Array] | None] = contextvars.ContextVar(
@@ -54,7 +54,7 @@ class BatchNorm(nnx.BatchNorm):
         *,
         mask: jax.Array | None = None,
         shortcut_BX: jax.Array | None = None,
-        rectifies: bool = False,
+        relu: bool = False,
     ) -> jax.Array:
         """Normalises a batch; the result has the shape of the input.
 
@@ -63,28 +63,28 @@ class BatchNorm(nnx.BatchNorm):
           use_running_average: whether to normalise by the running statistics; None for the setting of the layer.
           mask: bool [B, 1, ...], which examples the batch statistics include; None for all.
           shortcut_BX: [B, ..., C], added to the normalised values; None for no shortcut.
-          rectifies: whether a ReLU follows.
+          relu: whether a ReLU follows.
         """
         if self.use_running_average if use_running_average is None else use_running_average:
-            return _followed(super().__call__(x_BX, use_running_average=True), shortcut_BX, rectifies)
+            return _followed(super().__call__(x_BX, use_running_average=True), shortcut_BX, relu)
         batch_sum = _batch_sum.get()
         dtype = x_BX.dtype if self.dtype is None else self.dtype
         added = x_BX if shortcut_BX is None else shortcut_BX
-        if batch_sum is None and are_ours(x_BX.dtype, added.dtype, dtype):
-            y_BX, moments_2C = self._by_cpu(x_BX, mask, shortcut_BX, rectifies)
+        if batch_sum is None and uses_cpu_kernels(x_BX.dtype, added.dtype, dtype):
+            y_BX, moments_2C = self._by_cpu(x_BX, mask, shortcut_BX, relu)
         else:
             precise_BX = x_BX.astype(jnp.promote_types(x_BX.dtype, jnp.float32))
             moments_2C = _moments(precise_BX, mask, batch_sum)
             # In this form neither the output nor its gradient needs x minus its mean, which would have to be stored.
             factor_C, shift_C = self._factors(moments_2C, self._of_channels())
-            y_BX = _followed((precise_BX * factor_C + shift_C).astype(dtype), shortcut_BX, rectifies)
+            y_BX = _followed((precise_BX * factor_C + shift_C).astype(dtype), shortcut_BX, relu)
         mean_C, variance_C = moments_2C[0], _variance(moments_2C)
         for running, now_C in ((self.mean, mean_C), (self.var, variance_C)):
             running[...] = self.momentum * running[...] + (1 - self.momentum) * now_C
         return y_BX
 
     def _by_cpu(
-        self, x_BX: jax.Array, mask: jax.Array | None, shortcut_BX: jax.Array | None, rectifies: bool
+        self, x_BX: jax.Array, mask: jax.Array | None, shortcut_BX: jax.Array | None, relu: bool
     ) -> tuple[jax.Array, jax.Array]:
         """The output and the moments, computed by the C++ kernels."""
         first_B = x_BX.reshape(x_BX.shape[0], -1)[:, 0]
@@ -95,7 +95,7 @@ class BatchNorm(nnx.BatchNorm):
         def factors(sums_2C: jax.Array, of_channels: Any) -> jax.Array:
             return self._factors(sums_2C / count, of_channels)
 
-        y_BX, sums_2C = normalise(x_BX, seen_B, shortcut_BX, self._of_channels(), factors=factors, rectifies=rectifies)
+        y_BX, sums_2C = normalise(x_BX, seen_B, shortcut_BX, self._of_channels(), factors=factors, relu=relu)
         return y_BX, sums_2C / count
 
     def _of_channels(self) -> tuple[jax.Array | None, jax.Array | None]:
@@ -124,9 +124,9 @@ def _variance(moments_2C: jax.Array) -> jax.Array:
     return jnp.maximum(0.0, moments_2C[1] - jnp.square(moments_2C[0]))
 
 
-def _followed(y_BX: jax.Array, shortcut_BX: jax.Array | None, rectifies: bool) -> jax.Array:
+def _followed(y_BX: jax.Array, shortcut_BX: jax.Array | None, relu: bool) -> jax.Array:
     y_BX = y_BX if shortcut_BX is None else y_BX + shortcut_BX
-    return nnx.relu(y_BX) if rectifies else y_BX
+    return nnx.relu(y_BX) if relu else y_BX
 
 
 def dropout(x_BX: jax.Array, rate: float, key_B: jax.Array | None, *, layer: int) -> jax.Array:

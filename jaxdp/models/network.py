@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from jaxdp.models import MODELS
-from jaxdp.named import find
+from jaxdp.settings.user_objects import find
 
 PyTree = Any
 

@@ -61,10 +61,10 @@ class _Block(nnx.Module):
         options: dict[str, Any] = {"use_running_average": not train, "mask": mask_B111}
         y_BHWC = x_BHWC
         for conv, norm in zip(self.convs[:-1], self.norms[:-1], strict=True):
-            y_BHWC = norm(conv(y_BHWC), rectifies=True, **options)
+            y_BHWC = norm(conv(y_BHWC), relu=True, **options)
         if self.projects:
             x_BHWC = self.project_norm(self.project(x_BHWC), **options)
-        return self.norms[-1](self.convs[-1](y_BHWC), shortcut_BX=x_BHWC, rectifies=True, **options)
+        return self.norms[-1](self.convs[-1](y_BHWC), shortcut_BX=x_BHWC, relu=True, **options)
 
 
 def _basic(width: int, stride: int) -> list[tuple[int, int, int]]:
@@ -138,7 +138,7 @@ class ResNet(nnx.Module):
         """Logits [B, K]. In training, batch statistics include only examples whose mask is True."""
         del key_B
         mask_B111 = None if mask_B is None else mask_B[:, None, None, None]
-        x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111, rectifies=True)
+        x_BHWC = self.stem_norm(self.stem(image_BHWC), use_running_average=not train, mask=mask_B111, relu=True)
         if self.pools:
             x_BHWC = max_pool(x_BHWC, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for block in self.blocks:

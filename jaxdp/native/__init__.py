@@ -1,7 +1,7 @@
 """The C++ parts of jaxdp: the native allreduce engine and CPU kernels.
 
 The engine sends the messages of many allreduces concurrently, overlapped with computation. `engine.h` documents it, and
-`doors.cc` defines the C functions that this module calls. The CPU kernels need no MPI: `rows.cc` copies rows of images,
+`c_api.cc` defines the C functions that this module calls. The CPU kernels need no MPI: `rows.cc` copies rows of images,
 `convolutions.cc` computes convolutions with oneDNN, and `normalisation.cc` and `pooling.cc` implement layers of models.
 """
 

@@ -29,7 +29,7 @@ enum class Task { kSums, kForward, kGradientSums, kGradient };
 // Pointers that a task does not use are null.
 struct Work {
   Task task;
-  bool is_bfloat16, rectifies;
+  bool is_bfloat16, relu;
   int64_t rows, channels, rows_an_example;
   const bool* seen;      // per example, whether it counts in the sums
   const void* x;         // input of the normalisation
@@ -171,9 +171,9 @@ template <bool kRectifies, typename T>
 
 JAXDP_VECTORISED void do_part(const Work& work, int64_t begin, int64_t end, float* sums) {
   if (work.is_bfloat16) {
-    work.rectifies ? do_rows<true, uint16_t>(work, begin, end, sums) : do_rows<false, uint16_t>(work, begin, end, sums);
+    work.relu ? do_rows<true, uint16_t>(work, begin, end, sums) : do_rows<false, uint16_t>(work, begin, end, sums);
   } else {
-    work.rectifies ? do_rows<true, float>(work, begin, end, sums) : do_rows<false, float>(work, begin, end, sums);
+    work.relu ? do_rows<true, float>(work, begin, end, sums) : do_rows<false, float>(work, begin, end, sums);
   }
 }
 
@@ -214,11 +214,11 @@ ffi::Error sums(Array x, Mask seen, ffi::Result<Channels> out, ffi::ThreadPool p
   return run(work, pool, out->typed_data());
 }
 
-ffi::Error forward(Array x, Channels factors, ffi::RemainingArgs shortcut, ffi::Result<Array> y, bool rectifies,
+ffi::Error forward(Array x, Channels factors, ffi::RemainingArgs shortcut, ffi::Result<Array> y, bool relu,
                    ffi::ThreadPool pool) {
   Work work = work_on(Task::kForward, x, 1);
   work.factors = factors.typed_data();
-  work.rectifies = rectifies;
+  work.relu = relu;
   if (shortcut.size() > 0) work.shortcut = shortcut.get<Array>(0)->untyped_data();
   work.out = y->untyped_data();
   return run(work, pool, nullptr);
@@ -226,11 +226,11 @@ ffi::Error forward(Array x, Channels factors, ffi::RemainingArgs shortcut, ffi::
 
 // With y, also returns the gradient of the input of the ReLU.
 ffi::Error gradient_sums(Array x, Channels factors, Array gradient, ffi::RemainingArgs y, ffi::Result<Channels> out,
-                         ffi::RemainingRets of_shortcut, bool rectifies, ffi::ThreadPool pool) {
+                         ffi::RemainingRets of_shortcut, bool relu, ffi::ThreadPool pool) {
   Work work = work_on(Task::kGradientSums, x, 1);
   work.factors = factors.typed_data();
   work.gradient = gradient.untyped_data();
-  work.rectifies = rectifies;
+  work.relu = relu;
   if (y.size() > 0) {
     work.y = y.get<Array>(0)->untyped_data();
     work.out = (*of_shortcut.get<Array>(0))->untyped_data();
@@ -239,13 +239,13 @@ ffi::Error gradient_sums(Array x, Channels factors, Array gradient, ffi::Remaini
 }
 
 ffi::Error gradient(Array x, Channels factors, Array gradient, Channels of_sums, Mask seen, ffi::Result<Array> out,
-                    bool rectifies, ffi::ThreadPool pool) {
+                    bool relu, ffi::ThreadPool pool) {
   Work work = work_on(Task::kGradient, x, seen.dimensions()[0]);
   work.seen = seen.typed_data();
   work.factors = factors.typed_data();
   work.of_sums = of_sums.typed_data();
   work.gradient = gradient.untyped_data();
-  work.rectifies = rectifies;
+  work.relu = relu;
   work.out = out->untyped_data();
   return run(work, pool, nullptr);
 }
@@ -261,7 +261,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm, forward,
                                   .Arg<Channels>()
                                   .RemainingArgs()
                                   .Ret<Array>()
-                                  .Attr<bool>("rectifies")
+                                  .Attr<bool>("relu")
                                   .Ctx<ffi::ThreadPool>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_gradient_sums, gradient_sums,
                               ffi::Ffi::Bind()
@@ -271,7 +271,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_gradient_sums, gradient_sums,
                                   .RemainingArgs()
                                   .Ret<Channels>()
                                   .RemainingRets()
-                                  .Attr<bool>("rectifies")
+                                  .Attr<bool>("relu")
                                   .Ctx<ffi::ThreadPool>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_gradient, gradient,
                               ffi::Ffi::Bind()
@@ -281,6 +281,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_norm_gradient, gradient,
                                   .Arg<Channels>()
                                   .Arg<Mask>()
                                   .Ret<Array>()
-                                  .Attr<bool>("rectifies")
+                                  .Attr<bool>("relu")
                                   .Ctx<ffi::ThreadPool>());
 #pragma GCC visibility pop

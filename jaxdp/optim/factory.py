@@ -10,7 +10,7 @@ import optax
 from jaxdp.optim.lars import lars
 
 if TYPE_CHECKING:
-    from jaxdp.config import OptimizerConfig
+    from jaxdp.optim.config import OptimizerConfig
 
 PyTree = Any
 

@@ -7,7 +7,7 @@ Add --help to the name of a study to see its options.
 
 import sys
 
-from jaxdp import world
+from jaxdp.runtime import world
 from jaxdp.study import large_batch
 
 STUDIES = {"large_batch": large_batch.main}

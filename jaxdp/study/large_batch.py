@@ -15,35 +15,39 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxdp import compat, parse, workdir
-from jaxdp.config import Config
-from jaxdp.study.protocol import METHODS, Arm, Outcome, Protocol, Run, Summary, runs, split, summarise
+from jaxdp.cli import parsing
+from jaxdp.config.schema import Config
+from jaxdp.runtime import jax_compat, process
+from jaxdp.runtime.world import World
+from jaxdp.study.protocol import METHODS, Arm, Outcome, Protocol, StudyRun, Summary, runs, split, summarise
 from jaxdp.study.statistics import Interval
-from jaxdp.world import World
+from jaxdp.trainer import workdir
 
 
 def main(words: Sequence[str], world: World) -> None:
     """Completes the study; rank 0 prints and writes the results."""
-    parser = parse.Parser("jaxdp.study large_batch", description=__doc__, allow_abbrev=False)
+    parser = parsing.Parser("jaxdp.study large_batch", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     default = pathlib.Path("runs/large_batch")
     parser.add_argument("--workdir", type=pathlib.Path, default=default, help="output folder; default %(default)s")
     parser.add_argument("--table", type=pathlib.Path, help="write the tables to this file, as Markdown")
     parser.add_argument("--plot", type=pathlib.Path, help="write the plot to this file")
-    arguments = parse.on_all_ranks(parser, words, lambda given: parse.check_writable(given.table, given.plot), world)
+    arguments = parsing.on_all_ranks(
+        parser, words, lambda given: parsing.check_writable(given.table, given.plot), world
+    )
     if arguments is None:
         return
-    compat.prepare_process(threads=world.threads, gpus=world.gpus)
+    process.prepare_process(threads=world.threads, gpus=world.gpus)
     from configs.study_large_batch import get_config
 
     small, protocol = Config.from_dict(get_config().to_dict()), Protocol()
     summaries = carry_out(small, protocol, arguments.workdir, world)
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root:
             text = tables(summaries, small)
             print(text, flush=True)
             if arguments.table:
-                parse.write_text(arguments.table, text)
+                parsing.write_text(arguments.table, text)
             if arguments.plot:
                 from jaxdp.study import plots
 
@@ -63,13 +67,13 @@ def carry_out(small: Config, protocol: Protocol, folder: pathlib.Path, world: Wo
     from jaxdp.data.tfds_source import prepare_digits
     from jaxdp.study import training
 
-    compat.use_compilation_cache(rank=world.rank, size=world.size)
+    jax_compat.use_compilation_cache(rank=world.rank, size=world.size)
     prepare_digits(small.data, world)
-    with world.together():
+    with world.agree_or_exit():
         examples = training.Examples.of(open_source(small.data))
     num_examples = len(examples.labels_N)
     outcomes = Outcomes(folder)
-    with world.together():
+    with world.agree_or_exit():
         if world.is_root:
             outcomes.claim(small, protocol)
     done = world.bcast(outcomes.gathered() if world.is_root else None)
@@ -120,19 +124,19 @@ class Outcomes:
         path.write_text(mine)
 
     @contextlib.contextmanager
-    def adding(self, rank: int) -> Iterator[Callable[[Run, Outcome], None]]:
+    def adding(self, rank: int) -> Iterator[Callable[[StudyRun, Outcome], None]]:
         """Yields a function that appends an outcome to the file of this rank; it is kept even if the job is killed."""
         with (self._folder / f"outcomes-{rank}.jsonl").open("a", buffering=1) as file:
             yield lambda run, outcome: print(_line(run, outcome), file=file)
 
-    def gathered(self) -> dict[Run, Outcome]:
+    def gathered(self) -> dict[StudyRun, Outcome]:
         """Returns all outcomes and merges them into one file."""
         found, of_ranks = {}, sorted(self._folder.glob("outcomes-*.jsonl"))
         for path in (self._folder / "outcomes.jsonl", *of_ranks):
             # Skip the incomplete last line that a killed job may have left.
             for line in path.read_text().split("\n")[:-1] if path.exists() else ():
                 entry = json.loads(line)
-                found[Run(**entry["run"])] = Outcome(**entry["outcome"])
+                found[StudyRun(**entry["run"])] = Outcome(**entry["outcome"])
         whole = self._folder / "outcomes.tmp"
         whole.write_text("".join(_line(run, outcome) + "\n" for run, outcome in found.items()))
         whole.replace(self._folder / "outcomes.jsonl")
@@ -141,7 +145,7 @@ class Outcomes:
         return found
 
 
-def _line(run: Run, outcome: Outcome) -> str:
+def _line(run: StudyRun, outcome: Outcome) -> str:
     return json.dumps({"run": dataclasses.asdict(run), "outcome": dataclasses.asdict(outcome)})
 
 

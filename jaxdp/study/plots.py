@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp.config import Config
-from jaxdp.figure import save_figure
+from jaxdp.bench.figure import save_figure
+from jaxdp.config.schema import Config
 from jaxdp.study.protocol import METHODS, Summary
 
 

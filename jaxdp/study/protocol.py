@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxdp.config import Config
+from jaxdp.config.schema import Config
 from jaxdp.data.order import even_bounds, permutation
 from jaxdp.study.statistics import Interval, corrected_interval
 
@@ -75,7 +75,7 @@ def arms(protocol: Protocol) -> list[Arm]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One training run.
 
     Attributes:
@@ -96,13 +96,13 @@ class Run:
         return Arm(self.multiple, self.method)
 
 
-def runs(protocol: Protocol) -> Iterator[Run]:
+def runs(protocol: Protocol) -> Iterator[StudyRun]:
     """Yields all runs, arm by arm."""
     for arm in arms(protocol):
         for repeat in range(protocol.repeats):
             for fold in range(protocol.folds):
                 for rate in protocol.rates:
-                    yield Run(arm.multiple, arm.method, rate, repeat, fold)
+                    yield StudyRun(arm.multiple, arm.method, rate, repeat, fold)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +124,11 @@ def split(num_examples: int, protocol: Protocol, *, repeat: int, fold: int) -> t
     return train, parts[validation], parts[test]
 
 
-def best(outcomes: dict[Run, Outcome], run: Run, protocol: Protocol) -> Run:
+def best(outcomes: dict[StudyRun, Outcome], run: StudyRun, protocol: Protocol) -> StudyRun:
     """Returns the run at the best base rate: that with the highest validation accuracy, ties broken by lowest loss."""
     same = [dataclasses.replace(run, base_rate=rate) for rate in protocol.rates]
 
-    def merit(run: Run) -> tuple[float, float]:
+    def merit(run: StudyRun) -> tuple[float, float]:
         loss = outcomes[run].validation_loss
         return outcomes[run].validation_accuracy, -loss if np.isfinite(loss) else -np.inf
 
@@ -155,7 +155,7 @@ class Summary:
     by_rate: dict[float, float]
 
 
-def summarise(outcomes: dict[Run, Outcome], protocol: Protocol, num_examples: int) -> list[Summary]:
+def summarise(outcomes: dict[StudyRun, Outcome], protocol: Protocol, num_examples: int) -> list[Summary]:
     """Summarises each arm from the outcomes of all runs."""
     folds = [(repeat, fold) for repeat in range(protocol.repeats) for fold in range(protocol.folds)]
     interval = functools.partial(
@@ -164,11 +164,11 @@ def summarise(outcomes: dict[Run, Outcome], protocol: Protocol, num_examples: in
         num_train=num_examples * (protocol.folds - 2) / protocol.folds,
     )
 
-    def chosen_of(arm: Arm) -> list[Run]:
-        firsts = (Run(arm.multiple, arm.method, protocol.rates[0], *place) for place in folds)
+    def chosen_of(arm: Arm) -> list[StudyRun]:
+        firsts = (StudyRun(arm.multiple, arm.method, protocol.rates[0], *place) for place in folds)
         return [best(outcomes, run, protocol) for run in firsts]
 
-    def tested(chosen: list[Run]) -> np.ndarray:
+    def tested(chosen: list[StudyRun]) -> np.ndarray:
         return np.array([outcomes[run].test_accuracy for run in chosen])
 
     small = Arm(1, "unchanged")
@@ -179,7 +179,7 @@ def summarise(outcomes: dict[Run, Outcome], protocol: Protocol, num_examples: in
         rates = [run.base_rate for run in chosen]
         mean_at = {
             rate: float(
-                np.mean([outcomes[Run(arm.multiple, arm.method, rate, *place)].test_accuracy for place in folds])
+                np.mean([outcomes[StudyRun(arm.multiple, arm.method, rate, *place)].test_accuracy for place in folds])
             )
             for rate in protocol.rates
         }

@@ -9,16 +9,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdp.build import make_augmentation, make_task
-from jaxdp.config import Config
-from jaxdp.data.order import Deal, Order
+from jaxdp.config.run_lengths import RunLengths
+from jaxdp.config.schema import Config
+from jaxdp.data.augment import Augmentation
+from jaxdp.data.batch import Batch
+from jaxdp.data.order import BatchSplit, Order
 from jaxdp.data.source import Source
 from jaxdp.models.network import Network
 from jaxdp.optim.factory import make_optimizer
 from jaxdp.optim.schedules import make_schedule
-from jaxdp.plan import Plan
-from jaxdp.state import TrainState
-from jaxdp.step import Batch, Task, apply_gradients, evaluate_batch, forward_backward
+from jaxdp.step.evaluate import evaluate_batch
+from jaxdp.step.forward_backward import forward_backward
+from jaxdp.step.state import TrainState
+from jaxdp.step.task import Task
+from jaxdp.step.update import apply_gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Training:
 
     def __init__(self, config: Config, examples: Examples, num_train: int):
         self._config, self._examples = config, examples
-        self.plan = Plan.of(config, num_train)
+        self.lengths = RunLengths.of(config, num_train)
         self._images_NHWC, self._labels_N = jax.device_put((examples.images_NHWC, examples.labels_N))
         self._first = jax.jit(self._first_state)
         self._step = jax.jit(self._next_state, donate_argnums=0)
@@ -76,9 +80,9 @@ class Training:
           train: indices of the examples to train on, int64 [num_train].
         """
         order = Order(len(train), self._config.batch_size, seed)
-        assert order.num_examples == self.plan.num_examples
-        numbers = order.examples(0, self.plan.total_steps)
-        epochs = order.epochs(0, self.plan.total_steps)
+        assert order.num_examples == self.lengths.num_examples
+        numbers = order.examples(0, self.lengths.total_steps)
+        epochs = order.epochs(0, self.lengths.total_steps)
         state = self._first(*self._parameters(seed))
         for of_step in zip(train[numbers], numbers, epochs, strict=True):
             state = self._step(state, peak_rate, *(values.astype(np.int32) for values in of_step))
@@ -90,10 +94,11 @@ class Training:
         return float(sums["hits"]) / len(examples), float(sums["loss"]) / len(examples)
 
     def _network(self, seed: int) -> tuple[Network, Any, Any]:
+        augmentation = Augmentation.of_config(self._config.data, seed=self._config.seed)
         return Network.create(
             self._config.model.name,
             self._config.model.options,
-            image_shape=make_augmentation(self._config).shape(self._examples.images_NHWC.shape[1:]),
+            image_shape=augmentation.shape(self._examples.images_NHWC.shape[1:]),
             num_classes=self._examples.num_classes,
             seed=seed,
         )
@@ -101,10 +106,12 @@ class Training:
     @functools.cached_property
     def _task(self) -> Task:
         network, _, _ = self._network(self._config.seed)
-        return make_task(self._config, network, Deal(self._config.batch_size, 1, 1, self._config.microbatches))
+        return Task.of_config(
+            self._config, network, BatchSplit(self._config.batch_size, 1, 1, self._config.microbatches)
+        )
 
     def _optimizer(self, params: Any, peak_rate: Any) -> Any:
-        schedule = make_schedule(self._config.schedule, dataclasses.replace(self.plan, peak_rate=peak_rate))
+        schedule = make_schedule(self._config.schedule, dataclasses.replace(self.lengths, peak_rate=peak_rate))
         return make_optimizer(self._config.optimizer, schedule, params)
 
     def _first_state(self, params: Any, stats: Any) -> TrainState:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdp.collectives.buckets import Buckets, readiness
+from jaxdp.collectives.buckets import Buckets, gradient_ready_order
 
 TREE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -48,7 +48,7 @@ def test_gradients_of_later_layers_are_ready_first():
         return {"gradient": gradient, "loss": value, "zero": jnp.zeros(())}
 
     names = ["a", "b", "c", "loss", "zero"]
-    order = [names[index] for index in readiness(loss_and_gradient, params, jnp.ones((2, 3)))]
+    order = [names[index] for index in gradient_ready_order(loss_and_gradient, params, jnp.ones((2, 3)))]
     assert [name for name in order if name in layers] == ["a", "c", "b"]
     assert order.index("loss") < order.index("a")
 

@@ -4,33 +4,33 @@ import numpy as np
 import pytest
 
 from jaxdp.collectives.algorithms import ALGORITHMS
-from jaxdp.collectives.cost import Link, Network, counts, simulate
+from jaxdp.collectives.cost import Link, NetworkModel, counts, simulate
 from jaxdp.collectives.schedule import Move, Schedule
 from tests.collectives.test_algorithms import schedules
 
 # A network of 500 Mbit/s between nodes, shared memory of 5 GB/s inside a node, and cores that add 5 GB/s.
 LINK = Link(alpha=1e-4, beta=8 / 0.5e9, gamma=2e-10)
 SHARED_MEMORY = Link(alpha=2e-6, beta=1 / 5e9, gamma=2e-10)
-FLAT = Network.flat(LINK)
+FLAT = NetworkModel.flat(LINK)
 SIZES = [1e3, 1e6, 25e6]
 
 
 def test_message_costs_alpha_plus_beta_and_addition_costs_gamma():
     there_and_back = Schedule.from_rounds(2, 1, [[Move(0, 1, 0, True)], [Move(1, 0, 0, False)]])
-    seconds = simulate(there_and_back, 1e6, Network.flat(Link(1.0, 1e-6, 1e-7)))
+    seconds = simulate(there_and_back, 1e6, NetworkModel.flat(Link(1.0, 1e-6, 1e-7)))
     assert seconds == pytest.approx((1 + 1) + 0.1 + (1 + 1))
 
 
 def test_links_are_full_duplex_with_one_message_per_direction():
     exchange = Schedule.from_rounds(2, 2, [[Move(0, 1, 0, True), Move(1, 0, 1, True)]])
-    assert simulate(exchange, 2e6, Network.flat(Link(0.0, 1e-6, 0.0))) == pytest.approx(1)
+    assert simulate(exchange, 2e6, NetworkModel.flat(Link(0.0, 1e-6, 0.0))) == pytest.approx(1)
     two_into_one = Schedule.from_rounds(3, 1, [[Move(1, 0, 0, True), Move(2, 0, 0, True)]])
-    assert simulate(two_into_one, 1e6, Network.flat(Link(0.0, 1e-6, 0.0))) == pytest.approx(2)
+    assert simulate(two_into_one, 1e6, NetworkModel.flat(Link(0.0, 1e-6, 0.0))) == pytest.approx(2)
 
 
 def test_segments_pipeline_a_chain():
     chain = ALGORITHMS["multicolor"].schedule(5, colors=1, arity=1)
-    network = Network.flat(Link(0.0, 1e-6, 0.0))
+    network = NetworkModel.flat(Link(0.0, 1e-6, 0.0))
     assert simulate(chain, 1e6, network) == pytest.approx(8)
     # 8 rounds plus 9 further segments. Once the pipeline is full, a middle rank sends and receives twice per step.
     assert simulate(chain, 1e6, network, num_segments=10) < 3
@@ -38,7 +38,7 @@ def test_segments_pipeline_a_chain():
 
 def test_halving_wire_bytes_halves_only_the_bandwidth_term():
     schedule = ALGORITHMS["ring"].schedule(4)
-    halved = simulate(schedule, 1e6, Network.flat(dataclasses.replace(LINK, beta=LINK.beta / 2)))
+    halved = simulate(schedule, 1e6, NetworkModel.flat(dataclasses.replace(LINK, beta=LINK.beta / 2)))
     assert simulate(schedule, 1e6, FLAT, wire_ratio=0.5) == pytest.approx(halved)
     profile = ALGORITHMS["ring"].profile(4)
     assert profile.predict(1e6, FLAT, wire_ratio=0.5) == pytest.approx(halved)
@@ -46,7 +46,7 @@ def test_halving_wire_bytes_halves_only_the_bandwidth_term():
 
 def test_cost_matches_the_closed_forms_of_firecaffe():
     """FireCaffe, section 4: a server takes time proportional to p, a tree t = 2 W log2(p) / BW."""
-    bandwidth = Network.flat(Link(0.0, 1.0, 0.0))
+    bandwidth = NetworkModel.flat(Link(0.0, 1.0, 0.0))
     for levels in range(1, 15):
         tree = ALGORITHMS["binomial"].profile(2**levels)
         assert tree.predict(1.0, bandwidth) == pytest.approx(2 * levels)
@@ -75,7 +75,7 @@ def test_closed_form_matches_the_simulation(num_ranks):
             for num_segments in (1, 3, 16):
                 if schedule.num_moves * num_segments > 20_000:
                     continue
-                network = Network(LINK, SHARED_MEMORY, options.get("ranks_per_node", 1))
+                network = NetworkModel(LINK, SHARED_MEMORY, options.get("ranks_per_node", 1))
                 simulated = simulate(schedule, num_bytes, network, num_segments=num_segments)
                 predicted = profile.predict(num_bytes, network, num_segments=num_segments)
                 assert predicted == pytest.approx(simulated, rel=tolerance(name, options, num_ranks, num_segments))

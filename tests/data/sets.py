@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from configs.digits import get_config
-from jaxdp.config import Config
+from jaxdp.config.schema import Config
 from jaxdp.data.load import check_memory, read
 from jaxdp.data.nodes import Group
 
@@ -17,7 +17,7 @@ CONFIG = Config.from_dict(get_config().to_dict()).data
 
 
 class World:
-    """Stand-in for `jaxdp.world.World` with the parts that reading needs; every rank has its own node."""
+    """Stand-in for `jaxdp.runtime.world.World` with the parts that reading needs; every rank has its own node."""
 
     def __init__(self, rank=0, size=1):
         self.rank, self.size, self.threads = rank, size, 2
@@ -26,7 +26,7 @@ class World:
     def shared_array(self, shape, dtype):
         return np.empty(shape, dtype)
 
-    def together(self):
+    def agree_or_exit(self):
         return contextlib.nullcontext()
 
     def allgather(self, value):

@@ -37,7 +37,7 @@ def test_smaller_view_is_the_centre_of_the_image():
         {"crop": "padded"},
         {"crop": "resized", "image_size": 5},
         {"flip": True},
-        {"own": lambda image, key: image + jax.random.uniform(key)},
+        {"user_function": lambda image, key: image + jax.random.uniform(key)},
     ],
 )
 def test_training_view_depends_only_on_seed_epoch_and_example(change):
@@ -100,7 +100,7 @@ def test_resized_crops_stay_inside_and_respect_area_and_ratio(shape):
 
 
 def test_user_augmentation_runs_last_with_a_key_per_example():
-    seen = dataclasses.replace(PLAIN, flip=True, own=lambda image, key: image + jax.random.uniform(key))
+    seen = dataclasses.replace(PLAIN, flip=True, user_function=lambda image, key: image + jax.random.uniform(key))
     flipped = dataclasses.replace(PLAIN, flip=True).train_view(images(), IDS, EPOCHS)
     added = seen.train_view(images(), IDS, EPOCHS) - flipped
     assert (np.ptp(added, axis=(1, 2, 3)) < 1e-2).all()

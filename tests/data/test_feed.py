@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxdp.data.feed import Ahead, padded
+from jaxdp.data.feed import Prefetcher, padded
 
 
 def test_padded_places_rows_and_zeros_the_rest():
@@ -13,12 +13,12 @@ def test_padded_places_rows_and_zeros_the_rest():
 
 
 def test_batches_arrive_in_order():
-    assert list(Ahead(iter(range(20)), lambda batch: batch * 2, depth=3)) == [2 * batch for batch in range(20)]
+    assert list(Prefetcher(iter(range(20)), lambda batch: batch * 2, depth=3)) == [2 * batch for batch in range(20)]
 
 
 def test_feed_prefetches_at_most_depth_batches():
     placed = []
-    batches = iter(Ahead(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2))
+    batches = iter(Prefetcher(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2))
     next(batches)
     time.sleep(0.2)
     assert len(placed) <= 1 + 2 + 1
@@ -30,7 +30,7 @@ def test_exception_in_the_thread_reaches_the_consumer():
         yield 1
         raise RuntimeError("in the thread")
 
-    batches = iter(Ahead(fails(), lambda batch: batch, depth=2))
+    batches = iter(Prefetcher(fails(), lambda batch: batch, depth=2))
     assert next(batches) == 1
     with pytest.raises(RuntimeError, match="in the thread"):
         next(batches)
@@ -42,7 +42,7 @@ def test_consumer_wait_time_is_reported_once():
             time.sleep(0.05)
             yield item
 
-    fed = Ahead(slow(), lambda item: item, depth=1)
+    fed = Prefetcher(slow(), lambda item: item, depth=1)
     list(fed)
     assert fed.take_waited() > 0.1
     assert fed.take_waited() == 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxdp.data.order import Deal, Order, even_bounds, permutation
+from jaxdp.data.order import BatchSplit, Order, even_bounds, permutation
 
 
 def test_permutation_has_each_example_once():
@@ -38,20 +38,20 @@ def test_window_of_steps_is_a_slice_of_the_order():
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 13, 64])
 @pytest.mark.parametrize(("num_ranks", "devices"), [(1, 1), (1, 4), (3, 1), (2, 3), (5, 2)])
 def test_batch_is_dealt_in_order_evenly_and_padded(batch_size, num_ranks, devices):
-    deal = Deal(batch_size, num_ranks, devices)
+    batch_split = BatchSplit(batch_size, num_ranks, devices)
     dealt = []
     for rank in range(num_ranks):
-        rows = deal.rows_of(rank)
-        assert len(rows) == deal.rank_bounds[rank + 1] - deal.rank_bounds[rank]
-        padded = np.full(devices * deal.per_device, -1)
-        padded[rows] = np.arange(deal.rank_bounds[rank], deal.rank_bounds[rank + 1])
+        rows = batch_split.rows_of(rank)
+        assert len(rows) == batch_split.rank_bounds[rank + 1] - batch_split.rank_bounds[rank]
+        padded = np.full(devices * batch_split.per_device, -1)
+        padded[rows] = np.arange(batch_split.rank_bounds[rank], batch_split.rank_bounds[rank + 1])
         counts = (padded.reshape(devices, -1) >= 0).sum(axis=1)
         dealt.append((padded[padded >= 0], counts))
     np.testing.assert_array_equal(np.concatenate([rows for rows, _ in dealt]), np.arange(batch_size))
     counts = np.concatenate([counts for _, counts in dealt])
     assert counts.max() - counts.min() <= 1
-    assert deal.per_device == counts.max()
-    assert deal.padded == (counts.max() != counts.min())
+    assert batch_split.per_device == counts.max()
+    assert batch_split.padded == (counts.max() != counts.min())
 
 
 def test_even_bounds_differ_by_at_most_one():

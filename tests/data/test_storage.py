@@ -9,7 +9,7 @@ from jaxdp.data import storage
 from jaxdp.data.decode import Decoder
 from jaxdp.data.rows import Buffers, aligned, copy_rows
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
-from jaxdp.world import UserError
+from jaxdp.runtime.world import UserError
 from tests.data.test_decode import file_of
 
 RNG = np.random.default_rng(0)

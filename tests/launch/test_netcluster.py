@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from jaxdp.netcluster import PROGRAM, hosts, why_not
+from jaxdp.bench.netcluster import PROGRAM, hosts, why_not
 
 
 def netcluster(*words, timeout=120):

@@ -9,7 +9,8 @@ import sys
 import pytest
 from jobs import TAKES_LONG, is_open_mpi
 
-from jaxdp import netcluster, supervise
+from jaxdp import supervise
+from jaxdp.bench import netcluster
 from jaxdp.supervise import Policy, Supervisor, read_hosts
 
 HOSTS = {"a": 2, "b": 2}

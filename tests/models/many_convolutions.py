@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdp.models.cpu.convolution import convolve
-from jaxdp.models.cpu.forms import plain_forms
+from jaxdp.models.cpu.forms import without_cpu_kernels
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
 
         return jax.grad(total)(kernels)
 
-    with plain_forms():
+    with without_cpu_kernels():
         expected = jax.jit(lambda kernels: gradient(kernels))(kernels)
     compiled = jax.jit(gradient)
     first = compiled(kernels)

@@ -19,7 +19,7 @@ def main() -> None:
 
     def total(params, branches):
         layer = nnx.merge(graph, params, stats, copy=True)
-        outs = [max_pool(layer(x, shortcut_BX=x[::-1], rectifies=True), (3, 3), (2, 2), "SAME") for x in branches]
+        outs = [max_pool(layer(x, shortcut_BX=x[::-1], relu=True), (3, 3), (2, 2), "SAME") for x in branches]
         return sum(jnp.sum(jnp.sin(out.astype(jnp.float32)), axis=(0, 1, 2)) for out in outs).sum()
 
     compiled = jax.jit(jax.grad(total, argnums=(0, 1)))

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxdp import native
 from jaxdp.models.cpu import convolution
 from jaxdp.models.cpu.convolution import convolve
-from jaxdp.models.cpu.forms import count_flops, plain_forms
+from jaxdp.models.cpu.forms import count_flops, without_cpu_kernels
 from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv
 
@@ -57,7 +57,7 @@ def test_convolutions_and_their_gradients_match_xla(size, kernel, strides, paddi
     def apply(x, state):
         return nnx.merge(graph, state)(x)
 
-    with plain_forms():
+    with without_cpu_kernels():
         y = apply(x, state)
         weights = rng.normal(size=y.shape).astype(np.float32)
         expected = gradients(apply, x, state, weights=weights)
@@ -80,7 +80,7 @@ def text(x, kernel, **options):
 def test_onednn_is_used_only_where_supported(monkeypatch):
     x, kernel = jnp.ones((2, 16, 16, 4)), jnp.ones((3, 3, 4, 4))
     assert text(x, kernel).count("@jaxdp_convolution") == 3
-    with plain_forms():
+    with without_cpu_kernels():
         assert "jaxdp_convolution" not in text(x, kernel)
     assert "jaxdp_convolution" not in text(x.astype("float16"), kernel.astype("float16"))
     assert "jaxdp_convolution" not in text(x, kernel, lhs_dilation=(2, 2))
@@ -155,7 +155,7 @@ def test_max_pooling_and_its_gradients_match_xla(size, window, strides, padding,
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(0, 3, (2, *size, 3)), dtype)
     pool = functools.partial(max_pool, window=window, strides=strides, padding=padding)
-    with plain_forms():
+    with without_cpu_kernels():
         y = pool(x)
         weights = rng.integers(1, 9, y.shape).astype(dtype)
         expected = gradients(pool, x, weights=weights)

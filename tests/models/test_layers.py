@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxdp.models.cpu.forms import plain_forms
+from jaxdp.models.cpu.forms import without_cpu_kernels
 from jaxdp.models.layers import BatchNorm, batch_statistics_over
 
 
 @pytest.mark.parametrize("num_real", [None, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"use_scale": False, "use_bias": False}])
-@pytest.mark.parametrize(("adds", "rectifies"), [(False, False), (False, True), (True, False), (True, True)])
-def test_batch_normalisation_matches_flax(dtype, options, num_real, adds, rectifies):
+@pytest.mark.parametrize(("adds", "relu"), [(False, False), (False, True), (True, False), (True, True)])
+def test_batch_normalisation_matches_flax(dtype, options, num_real, adds, relu):
     """Compares output, running statistics and gradients in C++ and in XLA, for inputs that are not centred on 0."""
     rng = np.random.default_rng(0)
     # Large enough to be split over threads; the odd sizes are no multiples of a vector or block size.
@@ -30,18 +30,18 @@ def test_batch_normalisation_matches_flax(dtype, options, num_real, adds, rectif
         weights = weights * mask
 
     def ours(norm, x, shortcut, **given):
-        return norm(x, **given, shortcut_BX=shortcut, rectifies=rectifies)
+        return norm(x, **given, shortcut_BX=shortcut, relu=relu)
 
     def flax(norm, x, shortcut, **given):
         y = norm(x, **given)
         y = y if shortcut is None else y + shortcut
-        return nnx.relu(y) if rectifies else y
+        return nnx.relu(y) if relu else y
 
     found = []
     for kind, apply, form in (
         (nnx.BatchNorm, flax, contextlib.nullcontext),
         (BatchNorm, ours, contextlib.nullcontext),
-        (BatchNorm, ours, plain_forms),
+        (BatchNorm, ours, without_cpu_kernels),
     ):
         norm = kind(6, momentum=0.9, epsilon=1e-3, dtype=dtype, rngs=nnx.Rngs(0), **options)
         if norm.scale is not None:
@@ -80,7 +80,7 @@ def test_cpu_norm_kernel_is_used_only_where_supported():
     assert "jaxdp_norm" not in text("float32", shortcut_BX=jnp.zeros((2, 3, 4, 6), "bfloat16"))
     with batch_statistics_over(lambda array: array):
         assert "jaxdp_norm" not in text("float32")
-    with plain_forms():
+    with without_cpu_kernels():
         assert "jaxdp_norm" not in text("float32")
 
 
@@ -93,7 +93,7 @@ def test_each_device_uses_its_own_batch_statistics():
     def gradient(params, stats, x):
         def total(params, x):
             norm = nnx.merge(graph, params, stats, copy=True)
-            return jnp.sum(jnp.sin(norm(x, shortcut_BX=x, rectifies=True)))
+            return jnp.sum(jnp.sin(norm(x, shortcut_BX=x, relu=True)))
 
         return jax.grad(total, argnums=(0, 1))(params, x)
 

@@ -8,9 +8,9 @@ import optax
 import pytest
 from jobs import TAKES_LONG
 
-from jaxdp.losses import cross_entropy
 from jaxdp.models.layers import dropout, local_response_norm
 from jaxdp.models.network import Network
+from jaxdp.step.losses import cross_entropy
 
 NORM = {"norm_momentum": 0.9, "norm_epsilon": 1e-5}
 RESNET = {"stage_sizes": (1, 1), "width": 4, "stem": "cifar", "zero_gamma": False} | NORM

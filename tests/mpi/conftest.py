@@ -1,6 +1,6 @@
 import pytest
 
-from jaxdp import world as world_module
+from jaxdp.runtime import world as world_module
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from jaxdp.data.decode import Decoder
 from jaxdp.data.exchange import exchange, rearrange
 from jaxdp.data.feed import batches
 from jaxdp.data.nodes import Group, Nodes
-from jaxdp.data.order import Deal, Order
+from jaxdp.data.order import BatchSplit, Order
 from jaxdp.data.partition import Partitions
 from jaxdp.data.split import Split
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
@@ -74,7 +74,7 @@ class Counting:
 @pytest.mark.parametrize("share_of", [share, encoded_share])
 def test_every_rank_gets_its_rows_of_every_batch(world, num_examples, batch_size, devices, share_of):
     batch_size = max(batch_size, world.size)
-    bounds = Deal(batch_size, world.size, devices).rank_bounds
+    bounds = BatchSplit(batch_size, world.size, devices).rank_bounds
     ids = Order(num_examples, batch_size, seed=3).examples(2, 9)
     mine = ids[:, bounds[world.rank] : bounds[world.rank + 1]]
     places = np.arange(mine.shape[1])[::-1] + 1
@@ -91,11 +91,11 @@ def test_every_rank_gets_its_rows_of_every_batch(world, num_examples, batch_size
 
 
 def test_no_rows_are_sent_between_ranks_of_a_node(world):
-    deal, ids = Deal(8, world.size, 1), Order(100, 8, seed=3).examples(0, 20)
+    batch_split, ids = BatchSplit(8, world.size, 1), Order(100, 8, seed=3).examples(0, 20)
     for nodes in all_nodes(world):
         comm = Counting(world.data_comm)
-        exchange(share(world, nodes, 100), ids, deal.rank_bounds, nodes, comm)
-        taker = np.searchsorted(deal.rank_bounds, np.arange(8), side="right") - 1
+        exchange(share(world, nodes, 100), ids, batch_split.rank_bounds, nodes, comm)
+        taker = np.searchsorted(batch_split.rank_bounds, np.arange(8), side="right") - 1
         holder = np.searchsorted(nodes.bounds(100), ids, side="right") - 1
         # Three arrays are sent: images, labels and ids.
         assert sum(world.allgather(comm.rows)) == 3 * np.sum(holder != nodes.of_rank[taker])
@@ -104,13 +104,13 @@ def test_no_rows_are_sent_between_ranks_of_a_node(world):
 @pytest.mark.parametrize("steps_per_exchange", [1, 4, 100])
 def test_examples_of_a_step_depend_only_on_the_seed(world, steps_per_exchange):
     order = Order(50, 12, seed=1)
-    deal = Deal(12, world.size, 2)
+    batch_split = BatchSplit(12, world.size, 2)
     steps = range(3, 17)
     for nodes in all_nodes(world):
         fed = batches(
             share(world, nodes, 50),
             order=order,
-            deal=deal,
+            batch_split=batch_split,
             rank=world.rank,
             group=whole_world(world, nodes),
             comm=world.data_comm,
@@ -118,7 +118,7 @@ def test_examples_of_a_step_depend_only_on_the_seed(world, steps_per_exchange):
             steps_per_exchange=steps_per_exchange,
         )
         for step, batch in zip(steps, fed, strict=True):
-            assert len(batch.label_B) == deal.per_device * 2
+            assert len(batch.label_B) == batch_split.per_device * 2
             real = batch.mask_B
             mine = list(zip(batch.label_B[real], batch.id_B[real], batch.epoch_B[real], strict=True))
             everyones = [example for examples in world.allgather(mine) for example in examples]
@@ -155,14 +155,14 @@ def test_examples_are_rearranged_in_place(world, at_once):
 @pytest.mark.parametrize(("num_partitions", "first"), [(1, 0), (4, 0), (3, 11)])
 def test_batches_of_partitions_do_not_depend_on_the_rank_count(world, num_partitions, first):
     partitions = Partitions(50, num_partitions, exchange_every=2, batch_size=12, seed=1)
-    order, deal = Order(50, 12, 1, partitions.order), Deal(12, world.size, 1)
+    order, batch_split = Order(50, 12, 1, partitions.order), BatchSplit(12, world.size, 1)
     steps = range(first, 30)
     for nodes in all_nodes(world):
         holdings = partitions.holdings(partitions.period(first * 12 // 50))
         fed = batches(
             shared_share(world, nodes, 50, holdings),
             order=order,
-            deal=deal,
+            batch_split=batch_split,
             rank=world.rank,
             group=whole_world(world, nodes),
             comm=world.data_comm,
@@ -177,12 +177,12 @@ def test_batches_of_partitions_do_not_depend_on_the_rank_count(world, num_partit
 
 
 def test_rows_leave_nodes_only_when_partitions_exchange(world):
-    nodes, deal = Nodes(tuple(range(world.size))), Deal(4 * world.size, world.size, 1)
+    nodes, batch_split = Nodes(tuple(range(world.size))), BatchSplit(4 * world.size, world.size, 1)
     partitions = Partitions(40 * world.size, world.size, exchange_every=3, batch_size=4 * world.size, seed=1)
     order, comm = Order(40 * world.size, 4 * world.size, 1, partitions.order), Counting(world.data_comm)
-    exchange(share(world, nodes, 40 * world.size), order.examples(0, 30), deal.rank_bounds, nodes, comm)
+    exchange(share(world, nodes, 40 * world.size), order.examples(0, 30), batch_split.rank_bounds, nodes, comm)
     assert comm.rows == 0
-    exchange(share(world, nodes, 40 * world.size), order.examples(30, 40), deal.rank_bounds, nodes, comm)
+    exchange(share(world, nodes, 40 * world.size), order.examples(30, 40), batch_split.rank_bounds, nodes, comm)
     assert comm.rows > 0
 
 
@@ -195,7 +195,7 @@ class Placed:
 
 @pytest.mark.parametrize("num_groups", [1, 2, 3])
 def test_groups_of_nodes_give_the_same_batches_without_mutual_traffic(world, num_groups):
-    order, deal = Order(50, 12, seed=1), Deal(12, world.size, 2)
+    order, batch_split = Order(50, 12, seed=1), BatchSplit(12, world.size, 2)
     for nodes in all_nodes(world):
         if nodes.count < num_groups:
             continue
@@ -205,7 +205,7 @@ def test_groups_of_nodes_give_the_same_batches_without_mutual_traffic(world, num
         fed = batches(
             share(counting, group.nodes, 50),
             order=order,
-            deal=deal,
+            batch_split=batch_split,
             rank=world.rank,
             group=of_group,
             comm=world.data_comm,
@@ -227,7 +227,7 @@ def test_groups_of_nodes_give_the_same_batches_without_mutual_traffic(world, num
 def test_each_group_of_nodes_exchanges_its_partitions_internally(world):
     """Places one rank on each node, and the nodes in two groups."""
     partitions = Partitions(50, 3, exchange_every=2, batch_size=12, seed=1)
-    order, deal = Order(50, 12, 1, partitions.order), Deal(12, world.size, 1)
+    order, batch_split = Order(50, 12, 1, partitions.order), BatchSplit(12, world.size, 1)
     group = Group.of(Placed(world, Nodes(tuple(range(world.size)))), 2).opened(world.data_comm)
     counting, holdings = Counting(group.comm), partitions.holdings(0)
     split = share(group, group.nodes, 50)
@@ -237,7 +237,7 @@ def test_each_group_of_nodes_exchanges_its_partitions_internally(world):
     fed = batches(
         dataclasses.replace(split, holdings=holdings),
         order=order,
-        deal=deal,
+        batch_split=batch_split,
         rank=world.rank,
         group=dataclasses.replace(group, comm=counting),
         comm=world.data_comm,

@@ -151,7 +151,7 @@ def test_each_device_in_shard_map_is_summed_separately(world, engine):
 
 
 def test_failed_message_is_named_and_ends_the_engine(world):
-    alone = run_native.Engine(world.native_comm.Dup())
+    alone = run_native.ProgressEngine(world.native_comm.Dup())
     schedule = Schedule.from_rounds(world.size, 1, [[Move(1, 0, 0, True)]] if world.size > 1 else [])
     payload = np.ones(10 if world.rank == 0 else 20, np.float32)
     plan = alone.plan(schedule, payload.size, np.float32, segment_bytes=1024, name="bucket 3")
@@ -165,7 +165,7 @@ def test_failed_message_is_named_and_ends_the_engine(world):
 
 
 def test_stopped_engine_raises_an_error(world):
-    alone = run_native.Engine(world.native_comm.Dup())
+    alone = run_native.ProgressEngine(world.native_comm.Dup())
     plan = alone.plan_without_messages(10, np.float32)
     payload = np.ones(10, np.float32)
     np.testing.assert_array_equal(alone.allreduce(payload, plan), payload)

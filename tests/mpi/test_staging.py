@@ -7,15 +7,15 @@ import pytest
 from jaxdp.bench.step_parts import allreduce_config
 from jaxdp.collectives import run_native
 from jaxdp.collectives.buckets import Buckets
-from jaxdp.engines.local import LocalEngine
-from jaxdp.engines.staging import Staging
+from jaxdp.placement.local import LocalPlacement
+from jaxdp.placement.staging import Staging
 
 NUM_DEVICES = 3
 
 
 @pytest.mark.parametrize("name", ["native", "mpi4jax"])
 def test_each_device_part_of_a_bucket_is_summed_separately(world, name):
-    engine = LocalEngine.create(name, world.size, jax.devices()[:NUM_DEVICES])
+    engine = LocalPlacement.create(name, world.size, jax.devices()[:NUM_DEVICES])
     staging = Staging(engine.mesh, engine.host)
     layout = Buckets.plan([np.zeros(12, np.float32), np.zeros(3, np.float32)], bucket_bytes=1)
     config = allreduce_config(name, "ring", "float32", bucket_bytes=1)

@@ -13,17 +13,18 @@ from jaxdp.collectives import run_native
 from jaxdp.collectives.allreduce import BlockingAllreduce, NativeAllreduce
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.collectives.choice import Choice
-from jaxdp.config import OptimizerConfig
 from jaxdp.data import feed
 from jaxdp.data.nodes import Group, Nodes
-from jaxdp.data.order import Deal, Order
+from jaxdp.data.order import BatchSplit, Order
 from jaxdp.data.split import Split
 from jaxdp.data.storage import Pixels
-from jaxdp.engines.local import AXIS, LocalEngine
 from jaxdp.models.network import Network
+from jaxdp.optim.config import OptimizerConfig
 from jaxdp.optim.factory import make_optimizer
-from jaxdp.state import TrainState, fingerprint
-from jaxdp.step import Task, reduced_shapes
+from jaxdp.placement.local import AXIS, LocalPlacement
+from jaxdp.step.forward_backward import reduced_shapes
+from jaxdp.step.state import TrainState, fingerprint
+from jaxdp.step.task import Task
 
 NUM_EXAMPLES = 200
 TREES = Choice("multicolor", colors=2, arity=2, segment_bytes=1000)
@@ -79,14 +80,14 @@ def train(
         model, MODELS[model] | {"dtype": np.dtype(dtype).name}, image_shape=(8, 8, 1), num_classes=10, seed=0
     )
     params, stats = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, stats))
-    engine = LocalEngine.create("native" if over else "mpi4jax", device_comm.size, jax.devices()[:devices])
+    engine = LocalPlacement.create("native" if over else "mpi4jax", device_comm.size, jax.devices()[:devices])
     if staged:
         engine = dataclasses.replace(engine, fused=False)
     rule = OptimizerConfig(optimizer, 0.9, False, 1e-3, 0.02, 0.9, 0.99, 1e-8, False, None)
     chain = make_optimizer(rule, optax.constant_schedule(0.05), params)
-    deal = Deal(batch_size, data_comm.size, devices)
+    batch_split = BatchSplit(batch_size, data_comm.size, devices)
     state = engine.replicate(TrainState.create(params, stats, chain))
-    task = Task(network, (0.5,), (0.25,), batch_size, deal.padded)
+    task = Task(network, (0.5,), (0.25,), batch_size, batch_split.padded)
     if batch_statistics_of is not None:
         task = dataclasses.replace(task, batch_sums=engine.make_batch_sums(batch_statistics_of))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), reduced_shapes(state))
@@ -99,7 +100,7 @@ def train(
     for batch in feed.batches(
         share(nodes, data_comm.rank),
         order=Order(NUM_EXAMPLES, batch_size, 0),
-        deal=deal,
+        batch_split=batch_split,
         rank=data_comm.rank,
         group=Group(np.arange(data_comm.size), nodes, data_comm.rank, data_comm),
         comm=data_comm,

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdp.config import OptimizerConfig
+from jaxdp.optim.config import OptimizerConfig
 from jaxdp.optim.factory import kernels, make_optimizer
 
 RATES = [0.5, 0.25, 0.125, 0.1]

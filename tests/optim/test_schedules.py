@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from configs.digits import get_config
-from jaxdp.config import Config
+from jaxdp.config.run_lengths import RunLengths
+from jaxdp.config.schema import Config
 from jaxdp.optim.schedules import make_schedule
-from jaxdp.plan import Plan
 
 # 100 steps, of which 20 are warmup; the peak rate is 0.1 x 40 / 10 = 0.4.
 CONFIG = dataclasses.replace(Config.from_dict(get_config().to_dict()), batch_size=40, epochs=10.0)
@@ -17,7 +17,7 @@ SCHEDULE = dataclasses.replace(
 
 def rate_of(**changes):
     config = dataclasses.replace(CONFIG, schedule=dataclasses.replace(SCHEDULE, **changes))
-    return make_schedule(config.schedule, Plan.of(config, 400))
+    return make_schedule(config.schedule, RunLengths.of(config, 400))
 
 
 @pytest.mark.parametrize("decay", ["cosine", "polynomial"])

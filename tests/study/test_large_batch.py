@@ -9,9 +9,9 @@ import pytest
 from jobs import TAKES_LONG
 
 from configs.study_large_batch import get_config
-from jaxdp.config import Config
+from jaxdp.config.schema import Config
 from jaxdp.study.large_batch import tables
-from jaxdp.study.protocol import Arm, Outcome, Protocol, Run, arms, best, runs, split, summarise
+from jaxdp.study.protocol import Arm, Outcome, Protocol, StudyRun, arms, best, runs, split, summarise
 from jaxdp.study.statistics import corrected_interval
 
 SMALL = Config.from_dict(get_config().to_dict())
@@ -61,7 +61,7 @@ def test_each_arm_changes_only_the_settings_it_names():
 
 
 def test_rate_is_chosen_on_validation_examples():
-    first = Run(1, "lars", 0.01, 0, 0)
+    first = StudyRun(1, "lars", 0.01, 0, 0)
     low, middle, high = (dataclasses.replace(first, base_rate=rate) for rate in (0.01, 0.02, 0.04))
     protocol = dataclasses.replace(PROTOCOL, rates=(0.01, 0.02, 0.04))
     outcomes = {

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxdp import native
-from jaxdp.models.cpu.forms import Pads, are_ours, padding_of
+from jaxdp.models.cpu.forms import Pads, padding_of, uses_cpu_kernels
 
 _TARGET = "jaxdp_convolution"
 # The same numbers as in native/convolutions.cc.
@@ -24,7 +24,7 @@ def convolve(x_BHWC: jax.Array, kernel_HWCD: jax.Array, strides: Any, padding: A
 
     height, width, channels, _ = kernel_HWCD.shape
     is_dense = channels == x_BHWC.shape[-1] and {*options["lhs_dilation"], *options["rhs_dilation"]} == {1}
-    if not (is_dense and are_ours(x_BHWC.dtype, kernel_HWCD.dtype) and x_BHWC.dtype.name in _dtypes()):
+    if not (is_dense and uses_cpu_kernels(x_BHWC.dtype, kernel_HWCD.dtype) and x_BHWC.dtype.name in _dtypes()):
         return convolution(x_BHWC, kernel_HWCD)
     like_BHWD = jax.eval_shape(convolution, x_BHWC, kernel_HWCD)
     assert like_BHWD.dtype == x_BHWC.dtype, "oneDNN takes input, kernel and output of one dtype"

@@ -21,7 +21,7 @@ Pads = Sequence[tuple[int, int]]
 
 
 @contextlib.contextmanager
-def plain_forms() -> Iterator[None]:
+def without_cpu_kernels() -> Iterator[None]:
     """Makes models traced in this context use XLA's own operations on CPUs too: to be counted, not run."""
     before = _is_plain.set(True)
     try:
@@ -34,14 +34,14 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of a call, counted by XLA in plain forms. XLA counts the body of a loop only once."""
 
     def plain(*arguments: Any) -> Any:
-        with plain_forms():
+        with without_cpu_kernels():
             return function(*arguments)
 
     analysis: Any = jax.jit(plain).lower(*arguments).cost_analysis()
     return analysis["flops"]
 
 
-def are_ours(*dtypes: Any) -> bool:
+def uses_cpu_kernels(*dtypes: Any) -> bool:
     """Whether this package's CPU kernels are used for arrays of these dtypes, which must all be the same."""
     names = {jnp.dtype(dtype).name for dtype in dtypes}
     is_known = len(names) == 1 and names <= {"float32", "bfloat16"}

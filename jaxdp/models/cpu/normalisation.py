@@ -18,7 +18,7 @@ def normalise(
     of_channels: Any,
     *,
     factors: Callable[[jax.Array, Any], jax.Array],
-    rectifies: bool,
+    relu: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Scales and shifts each channel, depending on sums over the batch, then adds a shortcut and applies a ReLU.
 
@@ -29,7 +29,7 @@ def normalise(
       of_channels: further per-channel inputs of `factors`.
       factors: computes the factor and the shift of each channel, float32 [2, C], from the sums of the values and of
         their squares, float32 [2, C], and from `of_channels`.
-      rectifies: whether a ReLU follows.
+      relu: whether a ReLU follows.
 
     Returns:
       The result, of the shape of x, and the sums. Gradients do not flow through the returned sums.
@@ -44,21 +44,19 @@ def normalise(
         sums_2C = call("norm_sums", like_2C, x_BX, seen_B)
         factors_2C = factors(sums_2C, of_channels)
         added = () if shortcut_BX is None else (shortcut_BX,)
-        y_BX = call("norm", x_BX, x_BX, factors_2C, *added, rectifies=rectifies)
+        y_BX = call("norm", x_BX, x_BX, factors_2C, *added, relu=relu)
         # The gradient of the ReLU follows from x, unless a shortcut was added; then it needs y.
-        kept = () if shortcut_BX is None or not rectifies else (y_BX,)
+        kept = () if shortcut_BX is None or not relu else (y_BX,)
         return (y_BX, sums_2C), (x_BX, seen_B, sums_2C, of_channels, factors_2C, kept)
 
     def backward(saved: Any, gradients: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
         x_BX, seen_B, sums_2C, of_channels, factors_2C, kept = saved
         likes = (like_2C, *(x_BX for _ in kept))
-        of_factors_2C, *passed = call(
-            "norm_gradient_sums", likes, x_BX, factors_2C, gradients[0], *kept, rectifies=rectifies
-        )
+        of_factors_2C, *passed = call("norm_gradient_sums", likes, x_BX, factors_2C, gradients[0], *kept, relu=relu)
         g_BX = passed[0] if passed else gradients[0]
         of_sums_2C, of_of_channels = jax.vjp(factors, sums_2C, of_channels)[1](of_factors_2C)
-        still_rectifies = rectifies and not passed
-        of_x_BX = call("norm_gradient", x_BX, x_BX, factors_2C, g_BX, of_sums_2C, seen_B, rectifies=still_rectifies)
+        still_rectifies = relu and not passed
+        of_x_BX = call("norm_gradient", x_BX, x_BX, factors_2C, g_BX, of_sums_2C, seen_B, relu=still_rectifies)
         return of_x_BX, None, None if shortcut_BX is None else g_BX, of_of_channels
 
     normalised = jax.custom_vjp(lambda *given: forward(*given)[0])

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxdp.models.cpu.forms import are_ours, call, padding_of
+from jaxdp.models.cpu.forms import call, padding_of, uses_cpu_kernels
 
 
 def max_pool(x_BHWC: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: Any = "VALID") -> jax.Array:
     """`flax.nnx.max_pool`; among equal maxima the first one gets the gradient."""
     pool = functools.partial(nnx.max_pool, window_shape=window, strides=strides, padding=padding)
-    if not are_ours(x_BHWC.dtype):
+    if not uses_cpu_kernels(x_BHWC.dtype):
         return pool(x_BHWC)
     numbers = {"window": window, "strides": strides, "pads": padding_of(x_BHWC, window, strides, padding)}
     attributes = {name: np.array(values, np.int64).ravel() for name, values in numbers.items()}

@@ -1,0 +1,1 @@
+"""Command lines: argparse helpers, the flags of a training run, and the command `jaxdp`."""

@@ -1,0 +1,1 @@
+"""The config of a run, and what follows from it."""

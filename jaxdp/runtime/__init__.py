@@ -1,0 +1,1 @@
+"""The job of MPI processes: ranks, launcher, GPUs, watchdog, preemption."""

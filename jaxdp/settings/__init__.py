@@ -1,0 +1,1 @@
+"""The lowest layer: rules for settings, building dataclasses from them, and user objects by name."""
