@@ -8,20 +8,20 @@ Source: K. Liu's pytorch-cifar (stem, batch size, rate, weight decay and cosine 
 
 import ml_collections
 
-from configs.digits import get_config as digits
+from jaxdp.config.defaults import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits()
+    config = default_config()
     config.batch_size = 128
     config.epochs = 200.0
+    config.eval_every_epochs = 5.0
     config.log_every_steps = 100
 
     config.data.name = "cifar10"
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
     config.data.crop = "padded"
-    config.data.crop_padding = 4
     config.data.flip = True
 
     config.model = {
@@ -33,15 +33,14 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "float32",
     }
 
-    config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5e-4
 
     config.schedule.base_rate = 0.1
     config.schedule.base_batch_size = 128
-    config.schedule.warmup_epochs = 0.0
-    config.schedule.decay = "cosine"
+    config.schedule.warmup_init_rate = 0.002
 
-    config.cluster.nodes = 1
+    config.checkpoint.every_epochs = 5.0
+
     config.cluster.ranks_per_node = 4
     config.cluster.images_per_second = 3000.0
     return config

@@ -7,7 +7,7 @@ Source: this project, with the recipe of You et al. 2017. Hardware: 2 CPU cores.
 
 import ml_collections
 
-from configs.digits import get_config as digits
+from jaxdp.configs.digits import get_config as digits
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -16,7 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = "lars"
     config.optimizer.nesterov = False
     config.optimizer.trust_coefficient = 0.02
-    config.optimizer.weight_decay = 5e-3
     config.schedule.base_rate = 1.0
     config.schedule.base_batch_size = 1024
     config.schedule.warmup_epochs = 5.0

@@ -9,7 +9,7 @@ top-1. Difference here: pixels are divided by their standard deviation. Not run 
 
 import ml_collections
 
-from configs.resnet50_imagenet import get_config as resnet50_imagenet
+from jaxdp.configs.resnet50_imagenet import get_config as resnet50_imagenet
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,7 +10,7 @@ Not run to completion in this project.
 
 import ml_collections
 
-from configs.resnet50_imagenet import get_config as resnet50_imagenet
+from jaxdp.configs.resnet50_imagenet import get_config as resnet50_imagenet
 
 
 def get_config() -> ml_collections.ConfigDict:

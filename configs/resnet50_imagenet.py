@@ -11,15 +11,13 @@ crops are cut from the original image, as in the paper). Not run to completion i
 
 import ml_collections
 
-from configs.digits import get_config as digits
+from jaxdp.config.defaults import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = digits()
+    config = default_config()
     config.batch_size = 8192
     config.epochs = 90.0
-    config.eval_every_epochs = 1.0
-    config.log_every_steps = 50
 
     config.data.name = "imagenet2012"
     config.data.test_split = "validation"
@@ -28,8 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.stored_size = 256
     config.data.image_size = 224
     config.data.crop = "resized"
-    config.data.crop_area = (0.08, 1.0)
-    config.data.crop_ratio = (3 / 4, 4 / 3)
     config.data.flip = True
     config.data.exchange_steps = 4
 
@@ -42,26 +38,19 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "float32",
     }
 
-    config.optimizer.name = "sgd"
-    config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 1e-4
 
     config.schedule.base_rate = 0.1
-    config.schedule.base_batch_size = 256
     config.schedule.warmup_epochs = 5.0
     config.schedule.warmup_init_rate = 0.1
     config.schedule.decay = "step"
     config.schedule.boundaries_epochs = (30.0, 60.0, 80.0)
-    config.schedule.factor = 0.1
 
     config.allreduce.bucket_bytes = 25_000_000
-    config.checkpoint.every_epochs = 1.0
 
     # 32 nodes with 8 GPUs each, one rank per GPU, at the throughput of a P100 in the paper.
     config.cluster.nodes = 32
     config.cluster.ranks_per_node = 8
-    config.cluster.link_gbit = 100.0
     config.cluster.latency_us = 5.0
     config.cluster.images_per_second = 156.0
     return config

@@ -9,7 +9,7 @@ top-1. Hardware: 256 GPUs, as in configs/resnet50_imagenet.py. Not run to comple
 
 import ml_collections
 
-from configs.resnet50_imagenet import get_config as resnet50_imagenet
+from jaxdp.configs.resnet50_imagenet import get_config as resnet50_imagenet
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -20,13 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.name = "lars"
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4
-    config.optimizer.trust_coefficient = 0.001
 
     config.schedule.base_rate = 29.0
     config.schedule.base_batch_size = 32_768
     config.schedule.warmup_epochs = 25.0
     config.schedule.warmup_init_rate = 0.0
     config.schedule.decay = "polynomial"
-    config.schedule.power = 2.0
     config.schedule.end_rate = 1e-4
     return config

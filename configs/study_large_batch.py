@@ -7,7 +7,7 @@ Source: this project; the study varies what Goyal et al. 2017 and You et al. 201
 
 import ml_collections
 
-from configs.digits import get_config as digits
+from jaxdp.configs.digits import get_config as digits
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -17,9 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The same for every arm of the study: plain momentum, since LARS has no Nesterov form, and one decay schedule.
     config.optimizer.nesterov = False
-    config.optimizer.weight_decay = 5e-3
     config.optimizer.trust_coefficient = 0.02
-    config.schedule.decay = "cosine"
     config.schedule.base_rate = 0.01
     config.schedule.base_batch_size = 32
     config.schedule.warmup_epochs = 0.0

@@ -1,15 +1,15 @@
 """Synchronous data parallelism on MPI clusters, in JAX and Flax."""
 
+import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["allreduce", "average_gradients", "broadcast", "run"]
+__all__ = ["allreduce", "average_gradients", "broadcast", "default_config", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the API for custom training loops on first use, because it imports JAX."""
+    """Imports the public functions when they are asked for: importing jaxdp alone brings neither JAX nor MPI."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from jaxdp import api
-
-    return getattr(api, name)
+    module = "jaxdp.config.defaults" if name == "default_config" else "jaxdp.api"
+    return getattr(importlib.import_module(module), name)

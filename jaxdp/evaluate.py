@@ -1,11 +1,12 @@
-"""Evaluates the latest checkpoint of a run on the whole test split.
+"""The command `jaxdp evaluate`: evaluates the latest checkpoint of a run on the whole test split."""
 
-  mpirun -n 4 python -m jaxdp.evaluate --workdir=runs/digits
+from __future__ import annotations
 
---workdir=FOLDER  folder of the run
-"""
+import sys
+from collections.abc import Sequence
 
 from jaxdp.cli import train_flags
+from jaxdp.runtime import world as world_module
 from jaxdp.runtime.world import World
 
 
@@ -17,5 +18,13 @@ def evaluate(arguments: train_flags.Arguments, world: World) -> None:
     loop.evaluate_run(world.bcast(config), arguments.workdir, world)
 
 
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the command on every rank; `words` is the command line without the name of the program."""
+    words = sys.argv[1:] if words is None else words
+    world_module.run(
+        lambda world: train_flags.run(train_flags.evaluate_parser(), train_flags.parse_evaluate, evaluate, words, world)
+    )
+
+
 if __name__ == "__main__":
-    train_flags.main(__doc__, train_flags.parse_evaluate, evaluate)
+    main()

@@ -228,7 +228,7 @@ def main(words: Sequence[str]) -> int:
     try:
         arguments = parser.parse_args(own)
         hosts = read_hosts(arguments.hostfile)
-        workdir = train_flags.parse_train(["train", *of_train]).workdir
+        workdir = train_flags.parse_train(of_train).workdir
         launcher, shell = parsing.program(arguments.launcher), parsing.program(arguments.shell)
     except ValueError as error:
         print(f"jaxdp: error: {error}", file=sys.stderr)

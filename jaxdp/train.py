@@ -1,16 +1,12 @@
-"""Trains a network on all ranks.
+"""The command `jaxdp train`: trains a network on all ranks."""
 
-  mpirun -n 4 python -m jaxdp.train --config=configs/digits.py --workdir=runs/digits
+from __future__ import annotations
 
---config=FILE           config of the run (default: configs/digits.py)
---config.SETTING=VALUE  override a setting of the config, e.g. --config.optimizer.momentum=0.8
---workdir=FOLDER        output folder; an interrupted run resumes from it (default: runs/CONFIG_NAME)
---stop_at_step=N        save and exit after step N; the next start resumes the run
---profile_steps=A:B     record steps A to B on rank 0 with JAX's profiler, into the folder `profile` of the workdir
---explain               describe what the config would do on its cluster; needs neither its data nor the cluster
-"""
+import sys
+from collections.abc import Callable, Sequence
 
 from jaxdp.cli import train_flags
+from jaxdp.runtime import world as world_module
 from jaxdp.runtime.world import World
 
 
@@ -22,7 +18,7 @@ def train(arguments: train_flags.Arguments, world: World) -> None:
     from jaxdp.runtime.watchdog import watching
     from jaxdp.trainer import loop, workdir
 
-    assert arguments.config is not None
+    assert arguments.config is not None, "the command line of train has a config"
     if arguments.explain:
         from jaxdp.planning.explain import explain
 
@@ -44,5 +40,18 @@ def train(arguments: train_flags.Arguments, world: World) -> None:
         )
 
 
+def main(words: Sequence[str] | None = None, *, work: Callable[[train_flags.Arguments, World], None] = train) -> None:
+    """Runs the command on every rank.
+
+    Args:
+      words: the command line without the name of the program; None takes that of this process.
+      work: what is done with the checked command line.
+    """
+    words = sys.argv[1:] if words is None else words
+    world_module.run(
+        lambda world: train_flags.run(train_flags.train_parser(), train_flags.parse_train, work, words, world)
+    )
+
+
 if __name__ == "__main__":
-    train_flags.main(__doc__, train_flags.parse_train, train)
+    main()

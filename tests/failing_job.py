@@ -6,7 +6,6 @@ import sys
 import time
 
 from jaxdp import train
-from jaxdp.cli import train_flags
 
 WHERE, RANK = sys.argv[1], int(sys.argv[2])
 del sys.argv[1:3]
@@ -113,4 +112,4 @@ def work(arguments, world):
     train.train(arguments, world)
 
 
-train_flags.main(None, train_flags.parse_train, work)
+train.main(work=work)

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 
 from jaxdp import train
-from jaxdp.cli import train_flags
 
 FOLDER = pathlib.Path(sys.argv.pop(1))
 
@@ -33,4 +32,4 @@ def work(arguments, world):
     train.train(arguments, world)
 
 
-train_flags.main(None, train_flags.parse_train, work)
+train.main(work=work)

@@ -12,25 +12,20 @@ import sys
 import time
 
 from jaxdp import evaluate, predict, train
-from jaxdp.cli import train_flags
 from jaxdp.runtime import world
 
 COMMANDS = {
-    "train": lambda: train_flags.main(train.__doc__, train_flags.parse_train, train.train),
-    "evaluate": lambda: train_flags.main(evaluate.__doc__, train_flags.parse_evaluate, evaluate.evaluate),
-    "predict": lambda: world.run(lambda of_world: predict.predict(sys.argv[1:], of_world)),
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "predict": lambda words: world.run(lambda of_world: predict.predict(words, of_world)),
 }
 
 told = []
 for command, *words in json.loads(pathlib.Path(sys.argv[1]).read_text()):
     said, code, begin = io.StringIO(), 0, time.monotonic()
-    # ml_collections keeps the last config file of each name in sys.modules.
-    for name in [name for name in sys.modules if name.endswith("_config")]:
-        del sys.modules[name]
-    sys.argv = [command, *words]
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            COMMANDS[command]()
+            COMMANDS[command](words)
         except SystemExit as end:
             code = end.code
     told.append([code, said.getvalue(), time.monotonic() - begin])

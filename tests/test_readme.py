@@ -42,9 +42,9 @@ def test_ci_runs_the_readme_test_command():
 def test_readme_cluster_commands_can_be_parsed():
     for words in commands():
         if "jaxdp.train" in words:
-            assert train_flags.parse_train(words[words.index("jaxdp.train") :]).config is not None
+            assert train_flags.parse_train(words[words.index("jaxdp.train") + 1 :]).config is not None
         if "jaxdp.evaluate" in words:
-            assert train_flags.parse_evaluate(words[words.index("jaxdp.evaluate") :]).workdir
+            assert train_flags.parse_evaluate(words[words.index("jaxdp.evaluate") + 1 :]).workdir
         if "allreduce" in words:
             assert allreduce_parser().parse_args(words[words.index("allreduce") + 1 :]).sizes
 
@@ -53,7 +53,7 @@ def test_readme_config_is_valid(tmp_path, monkeypatch):
     (code,) = (block for block in blocks("python") if "get_config" in block)
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(ROOT)
-    assert train_flags.parse_train(["train", f"--config={tmp_path / 'mine.py'}"]).config.optimizer.name == "lars"
+    assert train_flags.parse_train([f"--config={tmp_path / 'mine.py'}"]).config.optimizer.name == "lars"
 
 
 def test_readme_training_loop_trains(jobs, tmp_path):

@@ -119,18 +119,7 @@ def make_parts(setting: Setting, world: World) -> Parts:
         seed=0,
     )
     task = Task(network, (0.5,), (0.25,), setting.batch * world.size, padded=False)
-    rule = OptimizerConfig(
-        name="sgd",
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=1e-4,
-        trust_coefficient=0.0,
-        beta1=0.0,
-        beta2=0.0,
-        epsilon=0.0,
-        vectors_too=False,
-        clip_norm=None,
-    )
+    rule = OptimizerConfig(name="sgd", momentum=0.9, weight_decay=1e-4)
     optimizer = make_optimizer(rule, optax.constant_schedule(_RATE), params)
     first_state = TrainState.create(params, stats, optimizer)
     layout = Buckets.plan(
@@ -192,11 +181,6 @@ def allreduce_config(engine: str, algorithm: str, wire: str, *, bucket_bytes: in
     return AllreduceConfig(
         engine=engine,
         algorithm=algorithm,
-        colors=None,
-        arity=None,
-        inner="direct",
-        outer="multicolor",
-        ranks_per_node=None,
         segment_bytes=SEGMENT_BYTES.get(engine, SEGMENT_BYTES["native"]),
         wire=wire,
         bucket_bytes=bucket_bytes,

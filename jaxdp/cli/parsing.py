@@ -18,6 +18,13 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ValueError instead of exiting, so that one rank reports the error for all."""
 
+    def has_helped(self, words: Sequence[str], world: World) -> bool:
+        """Whether the command line asks for help, which rank 0 then prints."""
+        asks = bool({"-h", "--help"} & set(words))
+        if asks and world.is_root:
+            self.print_help()
+        return asks
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"invalid command line: {message} (see --help)")
 

@@ -1,22 +1,26 @@
-"""The command line of training and evaluation: parses flags into a checked config and reports each error once."""
+"""The command lines of `train` and `evaluate`: options to a checked config, with one message for a mistake."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import difflib
 import pathlib
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from jaxdp.cli import parsing
+from jaxdp.config.files import DEFAULT, read_config
 from jaxdp.config.run_lengths import check_world
 from jaxdp.config.schema import Config
-from jaxdp.runtime import process, world
-
-DEFAULT_CONFIG = "configs/digits.py"
+from jaxdp.runtime import process
+from jaxdp.runtime.world import World
+from jaxdp.settings.build import flattened, renamed_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +28,12 @@ class Arguments:
     """A checked command line.
 
     Attributes:
-      workdir: the run's folder.
-      config: the config; None for commands that read it from the workdir.
-      stop_at_step: the step after which the job saves and ends; None trains to the end of the run.
-      profile_steps: the first and the last step to profile; None disables the profiler.
-      explain: describe what the config would do instead of training.
+      workdir: folder of the run.
+      config: config of the run; None for commands that read it from the workdir.
+      stop_at_step: step after which to save and end; None for the end of the run.
+      profile_steps: the first and the last step to profile; None for none.
+      explain: describe the config instead of training.
+      warnings: what to tell the user about the command line, such as a setting that is given under its old name.
     """
 
     workdir: pathlib.Path
@@ -36,136 +41,165 @@ class Arguments:
     stop_at_step: int | None = None
     profile_steps: tuple[int, int] | None = None
     explain: bool = False
+    warnings: tuple[str, ...] = ()
 
 
-def parse_train(argv: list[str]) -> Arguments:
-    """Parses --config, --config.SETTING, --workdir, --stop_at_step, --profile_steps and --explain.
+def train_parser() -> parsing.Parser:
+    """The options of `jaxdp train`, but for the settings."""
+    parser = parsing.Parser("jaxdp.train", description="Trains a network on all ranks.", allow_abbrev=False)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=DEFAULT,
+        help="config file, or the name of one of jaxdp's configs; default: %(default)s",
+    )
+    parser.add_argument(
+        "--config.SETTING",
+        metavar="VALUE",
+        dest="_settings",
+        help="another value of a setting, such as --config.optimizer.momentum=0.8",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="folder of checkpoints and metrics; an interrupted run resumes from it; default: runs/NAME OF THE CONFIG",
+    )
+    parser.add_argument(
+        "--stop_at_step",
+        type=parsing.number,
+        metavar="N",
+        help="save and end after step N; started again, the run resumes; default: the end of the run",
+    )
+    parser.add_argument(
+        "--profile_steps",
+        type=_window,
+        metavar="A:B",
+        help="record steps A to B with JAX's profiler, on rank 0, in the workdir's folder profile; default: none",
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="describe the config, without its data and its cluster, and end"
+    )
+    return parser
+
+
+def parse_train(words: Sequence[str]) -> Arguments:
+    """The checked command line of `jaxdp train`, without the name of the program.
 
     Raises:
-      ValueError: a flag or a setting is unknown or has an invalid value, or the config file does not exist or fails.
+      ValueError: an unknown option or setting, or a wrong value of one.
     """
-    path, rest = _config_path(argv[1:])
-    # ml_collections needs --config before the flags that override its settings.
-    argv = [argv[0], f"--config={path}", *rest]
-    # The path of a config may be followed by a colon and an argument for it.
-    if not pathlib.Path(path.split(":")[0]).is_file():
-        raise ValueError(f"there is no config {path}: give the path of a config file, e.g. --config=configs/digits.py")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_integer("stop_at_step", None, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("profile_steps", None, "", flag_values=values)
-    flags.DEFINE_boolean("explain", False, "", flag_values=values)
-    _parse(values, argv, path)
-    try:
-        config = Config.from_dict(values.config.to_dict())
-    except AttributeError:
-        raise ValueError(f"the config {path} must return an ml_collections.ConfigDict from get_config()") from None
-    workdir = pathlib.Path(values.workdir or pathlib.Path("runs", pathlib.Path(path).stem))
-    return Arguments(workdir, config, values.stop_at_step, _window(values.profile_steps), values.explain)
+    options, rest = train_parser().parse_known_args(words)
+    warnings: list[str] = []
+    config = _with_flags(options.config, rest, warnings.append)
+    workdir = options.workdir or pathlib.Path("runs", pathlib.Path(options.config.split(":")[0]).stem)
+    window = options.profile_steps
+    return Arguments(workdir, config, options.stop_at_step, window, options.explain, tuple(warnings))
 
 
-def parse_evaluate(argv: list[str]) -> Arguments:
-    """Parses --workdir.
+def evaluate_parser() -> parsing.Parser:
+    """The options of `jaxdp evaluate`."""
+    parser = parsing.Parser(
+        "jaxdp.evaluate",
+        description="Evaluates the latest checkpoint of a run on the whole test split.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, metavar="FOLDER", help="folder of the run; required")
+    return parser
+
+
+def parse_evaluate(words: Sequence[str]) -> Arguments:
+    """The checked command line of `jaxdp evaluate`.
 
     Raises:
-      ValueError: --workdir is missing, or another flag is given.
+      ValueError: the folder is missing, or there is another option.
     """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    _parse(values, argv, "")
-    if values.workdir is None:
+    options = evaluate_parser().parse_args(words)
+    if options.workdir is None:
         raise ValueError("no run given: pass its folder, e.g. --workdir=runs/digits")
-    return Arguments(pathlib.Path(values.workdir))
+    return Arguments(options.workdir)
 
 
-def main(
-    usage: str | None,
-    parse: Callable[[list[str]], Arguments],
-    work: Callable[[Arguments, world.World], None],
+def run(
+    parser: parsing.Parser,
+    parse: Callable[[Sequence[str]], Arguments],
+    work: Callable[[Arguments, World], None],
+    words: Sequence[str],
+    world: World,
 ) -> None:
     """Runs a command on every rank.
 
-    MPI is initialised first, which takes a tenth of a second. With MPI, a usage error is reported once for all ranks,
-    and no rank waits for a rank that has exited.
-
     Args:
-      usage: the text that --help prints.
-      parse: parses the command line into arguments; raises ValueError for a usage error.
+      parser: options of the command, for --help.
+      parse: turns the command line into arguments; raises ValueError.
       work: the command itself.
+      words: the command line without the name of the program.
+      world: all ranks.
     """
-
-    def job(of_world: world.World) -> None:
-        if "--help" in sys.argv[1:]:
-            if of_world.is_root:
-                print(usage)
-            return
-        arguments = Arguments(pathlib.Path())
-        with of_world.agree_or_exit():
-            arguments = parse(sys.argv)
-            if arguments.config is not None:
-                check_world(arguments.config, of_world.size)
-        first = of_world.bcast(arguments)
-        with of_world.agree_or_exit():
-            if arguments != first:
-                difference = None
-                if first.config is not None and arguments.config is not None:
-                    difference = first.config.difference(arguments.config)
-                raise ValueError(
-                    "all ranks need the same command line and config: "
-                    + (f"{difference} (reference: rank 0)" if difference else f"{first} on rank 0, {arguments} here")
-                )
-        deterministic = arguments.config is not None and arguments.config.deterministic
-        process.prepare_process(threads=of_world.threads, gpus=of_world.gpus, deterministic=deterministic)
-        work(arguments, of_world)
-
-    world.run(job)
+    if parser.has_helped(words, world):
+        return
+    arguments = Arguments(pathlib.Path())
+    with world.agree_or_exit():
+        arguments = parse(words)
+        if arguments.config is not None:
+            check_world(arguments.config, world.size)
+    first = world.bcast(arguments)
+    with world.agree_or_exit():
+        if arguments != first:
+            difference = None
+            if first.config is not None and arguments.config is not None:
+                difference = first.config.difference(arguments.config)
+            raise ValueError(
+                "all ranks need the same command line and config: "
+                + (f"{difference} (reference: rank 0)" if difference else f"{first} on rank 0, {arguments} here")
+            )
+    if world.is_root:
+        for text in arguments.warnings:
+            print(f"jaxdp: warning: {text}", file=sys.stderr)
+    deterministic = arguments.config is not None and arguments.config.deterministic
+    process.prepare_process(threads=world.threads, gpus=world.gpus, deterministic=deterministic)
+    work(arguments, world)
 
 
-def _parse(values: flags.FlagValues, argv: list[str], path: str) -> None:
+def _with_flags(name: str, words: Sequence[str], warn: Callable[[str], None]) -> Config:
+    """The config of this name with the settings of the command line, which ml_collections reads."""
+    config = read_config(name)
+    words = [_checked(_with_current_name(word, warn), config, name) for word in words]
+    argv, values = ["train", *words], flags.FlagValues()
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
-    except flags.Error as error:
+    except (flags.Error, TypeError, ValueError) as error:
         raise ValueError(f"invalid command line: {error} (see --help)") from None
-    except (AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{_overridden(argv, _one_line(error))} is not a setting of {path}: {_one_line(error)}"
-        ) from None
-    except Exception as error:  # A config file is a program, so it may raise any exception.
-        raise ValueError(f"the config {path} cannot be run: {type(error).__name__}: {_one_line(error)}") from None
     if len(rest) > 1:
-        raise ValueError(f"invalid command line: {rest[1]!r} is not a flag; flags begin with -- (see --help)")
+        raise ValueError(f"invalid command line: unrecognized arguments: {' '.join(rest[1:])} (see --help)")
+    return Config.from_dict(values.config.to_dict(), warn=warn)
 
 
-def _window(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
+def _checked(word: str, config: ml_collections.ConfigDict, name: str) -> str:
+    """A word of the command line that may be a setting. Raises ValueError if it is an option that does not exist."""
+    found = re.match(r"--(?:no)?config\.([\w.]+)", word)
+    if found is None and word.startswith("-"):
+        raise ValueError(f"invalid command line: unrecognized arguments: {word} (see --help)")
+    known = list(flattened(config.to_dict()))
+    if found is not None and found[1] not in known:
+        near = difflib.get_close_matches(found[1], known, 1)
+        hint = f"did you mean config.{near[0]}?" if near else "jaxdp/config/schema.py lists all settings"
+        raise ValueError(f"config.{found[1]} is not a setting of {name}: {hint}")
+    return word
+
+
+def _with_current_name(word: str, warn: Callable[[str], None]) -> str:
+    """A word of the command line, with the current name of a setting that it gives under its old name."""
+    for old, current in renamed_settings(Config).items():
+        if found := re.fullmatch(f"--(no)?config[.]{re.escape(old)}(=.*)?", word):
+            warn(f"config.{old} is now called config.{current}: use the new name")
+            return f"--{found[1] or ''}config.{current}{found[2] or ''}"
+    return word
+
+
+def _window(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+):(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"--profile_steps must be the first and the last step to record, e.g. 100:110, not {text!r}")
+        raise argparse.ArgumentTypeError(f"give the first and the last step to record, such as 100:110, not {text!r}")
     return int(found[1]), int(found[2])
-
-
-def _config_path(words: list[str]) -> tuple[str, list[str]]:
-    """Splits the command line into the path of the config, or the default path, and the remaining words."""
-    for index, word in enumerate(words):
-        if word.startswith("--config="):
-            return word.removeprefix("--config="), words[:index] + words[index + 1 :]
-        if word == "--config" and index + 1 < len(words):
-            return words[index + 1], words[:index] + words[index + 2 :]
-    return DEFAULT_CONFIG, words
-
-
-def _overridden(argv: list[str], text: str) -> str:
-    """Finds the overridden setting whose last part the error message of ml_collections quotes."""
-    names = [word.split("=")[0].removeprefix("--") for word in argv if word.startswith("--config.")]
-    quoted = [name for name in names if f"'{name.split('.')[-1]}'" in text.replace('"', "'")]
-    return quoted[0] if quoted else "an attribute used in it"
-
-
-def _one_line(error: BaseException) -> str:
-    """The message of an error on one line, without the quotes and escapes that a KeyError adds."""
-    text: Any = error
-    while isinstance(text, (AttributeError, KeyError)) and text.args:
-        text = text.args[0]
-    return " ".join(str(text).split())

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from jaxdp.collectives.algorithms import ALGORITHMS
+from jaxdp.collectives.config import MPI, WIRES, AllreduceConfig
 from jaxdp.collectives.cost import NetworkModel, Profile
 from jaxdp.collectives.program import choose_segments
 from jaxdp.collectives.schedule import Schedule
-
-if TYPE_CHECKING:
-    from jaxdp.collectives.config import AllreduceConfig
-from jaxdp.collectives.config import MPI, WIRES
 
 DEFAULT_COLORS = 4
 

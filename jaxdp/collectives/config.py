@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
 from jaxdp.settings.rules import Count, one_of
 
-if TYPE_CHECKING:
-    pass
-
-
 ENGINES = ("native", "mpi4jax", "xla")
+"""What can sum gradients over the ranks."""
+
+MPI = "mpi"
+"""Name of the MPI library's own allreduce, which is not in the algorithm table."""
+
+AUTO = "auto"
+"""Algorithm name that chooses an allreduce for each bucket from measurements at the start of a job."""
+
+WIRES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Wire formats of float32 values, with the bytes of a value."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AllreduceConfig:
     """How gradients are summed over the ranks.
 
@@ -36,23 +42,13 @@ class AllreduceConfig:
       bucket_bytes: target size of a gradient bucket; each bucket is summed by one allreduce.
     """
 
-    engine: Annotated[str, one_of(*ENGINES)]
-    algorithm: Annotated[str, one_of(*ALGORITHMS, MPI, AUTO)]
-    colors: Count | None
-    arity: Count | None
-    inner: Annotated[str, one_of(*INNER)]
-    outer: Annotated[str, one_of(*OUTER)]
-    ranks_per_node: Count | None
-    segment_bytes: Count
-    wire: Annotated[str, one_of(*WIRES)]
-    bucket_bytes: Count
-
-
-MPI = "mpi"
-"""Name of the MPI library's own allreduce, which is not in the algorithm table."""
-
-AUTO = "auto"
-"""Algorithm name that chooses an allreduce for each bucket from measurements at the start of a job."""
-
-WIRES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Wire formats of float32 values, with the bytes of a value."""
+    engine: Annotated[str, one_of(*ENGINES)] = "native"
+    algorithm: Annotated[str, one_of(*ALGORITHMS, MPI, AUTO)] = "multicolor"
+    colors: Count | None = None
+    arity: Count | None = None
+    inner: Annotated[str, one_of(*INNER)] = "direct"
+    outer: Annotated[str, one_of(*OUTER)] = "multicolor"
+    ranks_per_node: Count | None = None
+    segment_bytes: Count = 2**16
+    wire: Annotated[str, one_of(*WIRES)] = "float32"
+    bucket_bytes: Count = 4_000_000

@@ -37,16 +37,16 @@ def recipe_warnings(config: Config, *, batch_a_device: int) -> Iterator[str]:
         )
     if config.batch_size > 32_768:
         yield f"batch {config.batch_size:,}: LARS itself lost accuracy beyond 32,768 on ImageNet (You et al. 2017)"
-    if optimizer.vectors_too and optimizer.name == "lars":
+    if optimizer.decay_biases_and_norms and optimizer.name == "lars":
         yield (
             "LARS also scales and decays biases and normalisation parameters: their norms are small, so their rates "
             "would be too. Recipes that reached 32,768 leave them out (for the decay: Goyal et al. 2017, section 5.1): "
-            "set config.optimizer.vectors_too to False"
+            "set config.optimizer.decay_biases_and_norms to False"
         )
-    elif optimizer.vectors_too and optimizer.weight_decay > 0:
+    elif optimizer.decay_biases_and_norms and optimizer.weight_decay > 0:
         yield (
             "weight decay applies to biases and normalisation parameters: large-batch recipes exclude them (Goyal et "
-            "al. 2017, section 5.1). Set config.optimizer.vectors_too to False"
+            "al. 2017, section 5.1). Set config.optimizer.decay_biases_and_norms to False"
         )
     if config.model.name.startswith("resnet"):
         part = batch_a_device // config.microbatches

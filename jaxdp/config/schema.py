@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any
 
 from jaxdp.collectives.config import MPI, AllreduceConfig
 from jaxdp.data.config import DataConfig
 from jaxdp.models.config import ModelConfig
 from jaxdp.optim.config import OptimizerConfig, ScheduleConfig
-from jaxdp.settings.build import build, flattened
+from jaxdp.settings.build import build, flattened, group, setting, settings_that_may_change
 from jaxdp.settings.rules import NOT_BELOW_0, BelowOne, Count, Positive, one_of
 
-# Settings that may change when a run is resumed. They do not affect the result, except for floating-point rounding.
-RESUMABLE_SETTINGS = (
-    "allreduce",
-    "checkpoint",
-    "cluster",
-    "data.dir",
-    "data.exchange_steps",
-    "data.groups",
-    "data.prefetch",
-    "eval_every_epochs",
-    "eval_every_steps",
-    "log_every_steps",
-    "norms_every_steps",
-    "safety",
-    "stop_after_skipped_steps",
-)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """How often the state is saved.
 
@@ -42,13 +26,13 @@ class CheckpointConfig:
         no further ones.
     """
 
-    every_epochs: Positive
-    every_steps: Count | None
-    keep: Count
-    keep_best: Count | None
+    every_epochs: Positive = 1.0
+    every_steps: Count | None = None
+    keep: Count = 3
+    keep_best: Count | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SafetyConfig:
     """Checks on a run while it trains.
 
@@ -60,12 +44,12 @@ class SafetyConfig:
         compilation; None disables the watchdog.
     """
 
-    compare_every_steps: Count
-    on_divergence: Annotated[str, one_of("abort", "dump")]
-    watchdog_seconds: Positive | None
+    compare_every_steps: Count = 100
+    on_divergence: Annotated[str, one_of("abort", "dump")] = "abort"
+    watchdog_seconds: Positive | None = 300.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
     """The cluster that the run is meant for. Only --explain uses it; a job runs on whatever it is started on.
 
@@ -78,19 +62,21 @@ class ClusterConfig:
       images_per_second: training throughput of a single rank without communication.
     """
 
-    nodes: Count
-    ranks_per_node: Count
-    devices_per_rank: Count
-    link_gbit: Positive
-    latency_us: Positive
-    images_per_second: Positive
+    nodes: Count = 1
+    ranks_per_node: Count = 1
+    devices_per_rank: Count = 1
+    link_gbit: Positive = 100.0
+    latency_us: Positive = 2.0
+    images_per_second: Positive = 1000.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The settings of a run.
 
-    Durations are in epochs. Most also have a version in steps, which takes precedence if set.
+    A setting is declared here or in the dataclass of its group, and nowhere else: name, type, rule, default, and
+    whether a run may be resumed with another value. Durations are in epochs. Most also have a version in steps, which
+    takes precedence if set.
 
     Attributes:
       seed: random seed of the initial parameters, the order of the data and augmentation.
@@ -115,39 +101,43 @@ class Config:
       stop_after_skipped_steps: steps with a non-finite gradient are skipped; the job ends after this many in a row.
     """
 
-    seed: Annotated[int, NOT_BELOW_0]
-    deterministic: bool
-    init_from: str | None
-    init_skip: tuple[str, ...]
+    seed: Annotated[int, NOT_BELOW_0] = 0
+    deterministic: bool = False
+    init_from: str | None = None
+    init_skip: tuple[str, ...] = ()
     batch_size: Count
-    microbatches: Count
+    microbatches: Count = 1
     epochs: Positive
-    steps: Count | None
-    eval_every_epochs: Positive
-    eval_every_steps: Count | None
-    log_every_steps: Count
-    norms_every_steps: Count | None
-    label_smoothing: BelowOne
-    batch_statistics: Annotated[str, one_of("device", "world")]
-    average_decay: BelowOne | None
-    stop_after_skipped_steps: Count
-    data: DataConfig
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    allreduce: AllreduceConfig
-    checkpoint: CheckpointConfig
-    safety: SafetyConfig
-    cluster: ClusterConfig
+    steps: Count | None = None
+    eval_every_epochs: Positive = setting(1.0, may_change=True)
+    eval_every_steps: Count | None = setting(None, may_change=True)
+    log_every_steps: Count = setting(50, may_change=True)
+    norms_every_steps: Count | None = setting(None, may_change=True)
+    label_smoothing: BelowOne = 0.0
+    batch_statistics: Annotated[str, one_of("device", "world")] = "device"
+    average_decay: BelowOne | None = None
+    stop_after_skipped_steps: Count = setting(10, may_change=True)
+    data: DataConfig = group(DataConfig)
+    model: ModelConfig = group(ModelConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    allreduce: AllreduceConfig = group(AllreduceConfig, may_change=True)
+    checkpoint: CheckpointConfig = group(CheckpointConfig, may_change=True)
+    safety: SafetyConfig = group(SafetyConfig, may_change=True)
+    cluster: ClusterConfig = group(ClusterConfig, may_change=True)
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        """Checks nested settings and returns their config.
+    def from_dict(cls, settings: Mapping[str, Any], *, warn: Callable[[str], None] = warnings.warn) -> Config:
+        """Checks nested settings and returns their config. Settings that are not given get their defaults.
+
+        Args:
+          settings: nested mappings from names to values.
+          warn: called with a message for each setting that is given under its old name.
 
         Raises:
-          ValueError: a setting is missing, unknown, of the wrong type or out of range.
+          ValueError: a required setting is missing, or a setting is unknown, of the wrong type or out of range.
         """
-        config = build(cls, settings, "config")
+        config = build(cls, settings, "config", warn=warn)
         _check(config)
         return config
 
@@ -169,6 +159,11 @@ class Config:
             if there.get(name) != here.get(name) and not any(f"{name}.".startswith(f"{group}.") for group in free):
                 return f"config.{name} is {there.get(name)!r} there and {here.get(name)!r} here"
         return None
+
+
+RESUMABLE_SETTINGS = settings_that_may_change(Config)
+"""Settings, and groups of them, with which a run may be resumed with other values. They do not affect the result,
+except for floating-point rounding."""
 
 
 def _check(config: Config) -> None:

@@ -6,10 +6,11 @@ import dataclasses
 import math
 from typing import Annotated
 
+from jaxdp.settings.build import setting
 from jaxdp.settings.rules import NOT_BELOW_0, Count, interval, one_of
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The data set, and how its images reach the devices.
 
@@ -41,23 +42,23 @@ class DataConfig:
     """
 
     name: str
-    dir: str | None
-    train_split: str
-    test_split: str
+    dir: str | None = setting(None, may_change=True)
+    train_split: str = "train"
+    test_split: str = "test"
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    storage: Annotated[str, one_of("pixels", "encoded")]
-    stored_size: Count | None
-    image_size: Count | None
-    crop: Annotated[str, one_of("none", "padded", "resized")]
-    crop_padding: Annotated[int, NOT_BELOW_0]
-    crop_area: Annotated[tuple[float, ...], interval(1.0, "above 0 and up to 1")]
-    crop_ratio: Annotated[tuple[float, ...], interval(math.inf, "above 0")]
-    flip: bool
-    augment: str | None
-    shuffle: Annotated[str, one_of("global", "partition")]
-    partitions: Count | None
-    exchange_every: Count
-    groups: Count
-    exchange_steps: Count
-    prefetch: Count
+    storage: Annotated[str, one_of("pixels", "encoded")] = "pixels"
+    stored_size: Count | None = None
+    image_size: Count | None = None
+    crop: Annotated[str, one_of("none", "padded", "resized")] = "none"
+    crop_padding: Annotated[int, NOT_BELOW_0] = 4
+    crop_area: Annotated[tuple[float, ...], interval(1.0, "above 0 and up to 1")] = (0.08, 1.0)
+    crop_ratio: Annotated[tuple[float, ...], interval(math.inf, "above 0")] = (3 / 4, 4 / 3)
+    flip: bool = False
+    augment: str | None = None
+    shuffle: Annotated[str, one_of("global", "partition")] = "global"
+    partitions: Count | None = None
+    exchange_every: Count = 1
+    groups: Count = setting(1, may_change=True)
+    exchange_steps: Count = setting(16, may_change=True)
+    prefetch: Count = setting(2, may_change=True)

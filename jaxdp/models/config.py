@@ -15,7 +15,7 @@ _MODEL = Rule(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network.
 
@@ -25,4 +25,4 @@ class ModelConfig:
     """
 
     name: Annotated[str, _MODEL]
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+from jaxdp.settings.build import setting
 from jaxdp.settings.rules import NOT_BELOW_0, BelowOne, Count, NotNegative, Positive, Rule, one_of
 
 _BOUNDARIES = Rule(
@@ -13,7 +14,7 @@ _BOUNDARIES = Rule(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The update rule.
 
@@ -25,24 +26,24 @@ class OptimizerConfig:
       trust_coefficient: trust coefficient eta of LARS ("lars" only).
       beta1, beta2: decay rates of the first and second moments ("adamw" only).
       epsilon: constant added to the denominator of the update ("adamw" only).
-      vectors_too: also apply weight decay, and LARS scaling, to biases and normalisation parameters.
+      decay_biases_and_norms: also apply weight decay, and LARS scaling, to biases and normalisation parameters.
       clip_norm: the gradient is scaled down to this norm, over all parameters, if its norm is larger; None disables
         clipping.
     """
 
-    name: Annotated[str, one_of("adamw", "lars", "sgd")]
-    momentum: BelowOne
-    nesterov: bool
-    weight_decay: NotNegative
-    trust_coefficient: Positive
-    beta1: BelowOne
-    beta2: BelowOne
-    epsilon: Positive
-    vectors_too: bool
-    clip_norm: Positive | None
+    name: Annotated[str, one_of("adamw", "lars", "sgd")] = "sgd"
+    momentum: BelowOne = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 1e-4
+    trust_coefficient: Positive = 0.001
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.999
+    epsilon: Positive = 1e-8
+    decay_biases_and_norms: bool = setting(False, formerly="vectors_too")
+    clip_norm: Positive | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """The learning rate.
 
@@ -60,13 +61,13 @@ class ScheduleConfig:
     """
 
     base_rate: Positive
-    base_batch_size: Count
-    warmup_epochs: NotNegative
-    warmup_steps: Annotated[int, NOT_BELOW_0] | None
-    warmup_init_rate: NotNegative
-    decay: Annotated[str, one_of("constant", "cosine", "polynomial", "step")]
-    power: Positive
-    end_rate: NotNegative
-    boundaries_epochs: Annotated[tuple[float, ...], _BOUNDARIES]
-    boundaries_steps: Annotated[tuple[int, ...], _BOUNDARIES] | None
-    factor: Positive
+    base_batch_size: Count = 256
+    warmup_epochs: NotNegative = 0.0
+    warmup_steps: Annotated[int, NOT_BELOW_0] | None = None
+    warmup_init_rate: NotNegative = 0.0
+    decay: Annotated[str, one_of("constant", "cosine", "polynomial", "step")] = "cosine"
+    power: Positive = 2.0
+    end_rate: NotNegative = 0.0
+    boundaries_epochs: Annotated[tuple[float, ...], _BOUNDARIES] = ()
+    boundaries_steps: Annotated[tuple[int, ...], _BOUNDARIES] | None = None
+    factor: Positive = 0.1

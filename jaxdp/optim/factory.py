@@ -38,7 +38,7 @@ def make_optimizer(
       learning_rate: learning rate as a function of the step.
       params: parameters of the model, to distinguish kernels from other arrays.
     """
-    chosen = jax.tree.map(lambda _: True, params) if config.vectors_too else kernels(params)
+    chosen = jax.tree.map(lambda _: True, params) if config.decay_biases_and_norms else kernels(params)
     if config.name == "lars":
         rule = lars(
             learning_rate,

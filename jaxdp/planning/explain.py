@@ -170,7 +170,7 @@ def _rate(parts: _Parts) -> Iterator[str]:
 
 def _parameters(parts: _Parts) -> Iterator[str]:
     config, params = parts.config.optimizer, parts.model.param_shapes
-    chosen = jax.tree.map(lambda _: True, params) if config.vectors_too else kernels(params)
+    chosen = jax.tree.map(lambda _: True, params) if config.decay_biases_and_norms else kernels(params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     width = max(len(leaf_name(path)) for path, _ in leaves)
     yield f"{'':{width}}  {'shape':>22}  {'values':>12}  decayed" + ("  trust-scaled" if config.name == "lars" else "")

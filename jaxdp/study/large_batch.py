@@ -38,7 +38,7 @@ def main(words: Sequence[str], world: World) -> None:
     if arguments is None:
         return
     process.prepare_process(threads=world.threads, gpus=world.gpus)
-    from configs.study_large_batch import get_config
+    from jaxdp.configs.study_large_batch import get_config
 
     small, protocol = Config.from_dict(get_config().to_dict()), Protocol()
     summaries = carry_out(small, protocol, arguments.workdir, world)

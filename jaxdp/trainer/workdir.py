@@ -6,11 +6,14 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from typing import Any
 
 from jaxdp.config.schema import RESUMABLE_SETTINGS, Config
 
 _NAME = "config.json"
+# Grows when the form of the file changes. New and renamed settings do not change its form.
+_VERSION = 2
 _LABELS = "labels.json"
 CHECKPOINTS = "checkpoints"
 
@@ -54,7 +57,7 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
     Raises:
       ValueError: the workdir cannot be written.
     """
-    _write(workdir / _NAME, config.to_dict())
+    _write(workdir / _NAME, {"version": _VERSION, "config": config.to_dict()})
 
 
 def write_labels(labels: Labels, workdir: pathlib.Path) -> None:
@@ -90,19 +93,34 @@ def _write(path: pathlib.Path, document: dict[str, Any]) -> None:
 def read_config(workdir: pathlib.Path) -> Config:
     """Reads the config of the run in a workdir.
 
+    A run that was saved before a setting existed gets that setting's default. A setting that has been renamed since is
+    understood under its old name, with a warning on stderr.
+
     Raises:
-      ValueError: the workdir contains no config, or the config cannot be read or is invalid.
+      ValueError: the workdir contains no config, or the config cannot be read, is invalid, or is of a newer jaxdp.
     """
-    document = _read(workdir / _NAME)
+    path = workdir / _NAME
+    document = _read(path)
+    # Version 1 was the settings alone.
+    version = document.get("version", 1)
+    if not isinstance(version, int) or version > _VERSION:
+        raise ValueError(
+            f"{path} was written by a newer jaxdp: its version is {version}, and this jaxdp reads up to {_VERSION}: "
+            "upgrade jaxdp, or choose another --workdir"
+        )
+    settings = document if version == 1 else document.get("config")
     try:
-        return Config.from_dict(document)
+        return Config.from_dict(settings, warn=lambda text: print(f"jaxdp: warning: {path}: {text}", file=sys.stderr))
     except ValueError as error:
-        raise ValueError(f"invalid config in {workdir / _NAME}: {error}: choose another --workdir") from error
+        raise ValueError(f"invalid config in {path}: {error}: choose another --workdir") from error
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        document = json.loads(path.read_text())
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds {type(document).__name__} in place of an object")
+        return document
     except FileNotFoundError:
         raise ValueError(f"there is no run in {path.parent}: {path.name} is missing: choose another folder") from None
     except (OSError, ValueError) as error:

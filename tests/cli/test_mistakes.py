@@ -16,22 +16,24 @@ RESNET = TRAIN + "--config=tests/configs/resnet.py "
 MISTAKES = {
     # The command line.
     TRAIN + "--config=nosuch.py": ("no config", "nosuch.py", "give the path of a config file"),
-    TRAIN + "--config.lr=3": ("not a setting", "config.lr", "configs/digits.py"),
-    TRAIN + "--config.optimizer.momentumm=3": ("not a setting", "momentumm", 'Did you mean "momentum"'),
+    TRAIN + "--config.lr=3": ("is not a setting", "config.lr", "schema.py lists all settings"),
+    TRAIN + "--config.optimizer.momentumm=3": ("not a setting", "momentumm", "did you mean config.optimizer.momentum"),
     TRAIN + "--config.batch_size=x": ("invalid command line", "'x'", "invalid literal for int"),
-    TRAIN + "--bogus": ("Unknown command line flag", "bogus", "see --help"),
-    TRAIN + "digits": ("not a flag", "'digits'", "begin with --"),
-    TRAIN + "--stop_at_step=0": ("lower_bound=1|1 or more|non-negative|positive", "0", "stop_at_step"),
-    TRAIN + "--profile_steps=100": ("the first and the last step", "'100'", "e.g. 100:110"),
-    TRAIN + "--profile_steps=9:5": ("the first and the last step", "'9:5'", "e.g. 100:110"),
+    TRAIN + "--bogus": ("unrecognized arguments", "--bogus", "see --help"),
+    TRAIN + "digits": ("unrecognized arguments", ": digits", "see --help"),
+    TRAIN + "--stop_at_step=0": ("must be 1 or more", "not '0'", "--stop_at_step"),
+    TRAIN + "--profile_steps=100": ("the first and the last step", "'100'", "such as 100:110"),
+    TRAIN + "--profile_steps=9:5": ("the first and the last step", "'9:5'", "such as 100:110"),
     # Config files.
     TRAIN + "--config=FILES/syntax.py": ("cannot be run", "syntax.py", "SyntaxError"),
     TRAIN + "--config=FILES/number.py": ("must return an ml_collections.ConfigDict", "number.py", "from get_config()"),
     TRAIN + "--config=FILES/seed.py": (
         "is missing",
-        "config.deterministic",
-        "set it, or start from a config that has it",
+        "config.batch_size",
+        "set it in the config",
     ),
+    TRAIN + "--config=FILES/raises.py": ("cannot be run", "raises.py", "KeyError: 'x'"),
+    TRAIN + "--config=FILES/empty": ("no config", "FILES/empty", "give the path of a config file, or the name"),
     # Single settings.
     TRAIN + "--config.epochs=0": ("a number above 0", "not 0", "config.epochs"),
     TRAIN + "--config.epochs=nan": ("a number above 0", "not nan", "config.epochs"),
@@ -125,7 +127,7 @@ MISTAKES = {
     TRAIN + "--config.init_from=RUN --config.init_skip=('tail',)": ("matches no parameter", "'tail'", "remove it"),
     "evaluate": ("no run given", "pass its folder", "e.g. --workdir=runs/digits"),
     "evaluate --workdir=NEW": ("there is no run in", "NEW", "choose another folder"),
-    "evaluate --workdir=RUN digits": ("not a flag", "'digits'", "begin with --"),
+    "evaluate --workdir=RUN digits": ("unrecognized arguments", ": digits", "see --help"),
     "predict --workdir=RUN nosuch.png": ("no image", "nosuch.png", "give image files, or folders of image files"),
     "predict --workdir=RUN FILES/syntax.py": ("can be decoded", "syntax.py", "leave it out"),
     "predict --workdir=NEW FILES/syntax.py": ("there is no run in", "NEW", "choose another folder"),
@@ -143,6 +145,7 @@ def told(jobs):
     (files / "torn.npz").write_bytes(b"PK\3\4 and no more")
     np.savez(files / "other.npz", **{"conv1.kernel": np.zeros((3, 3, 1, 48), np.float32)})
     (files / "syntax.py").write_text("def get_config(:")
+    (files / "raises.py").write_text("def get_config():\n    return {}['x']")
     (files / "number.py").write_text("def get_config():\n    return 3")
     (files / "seed.py").write_text(
         "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'seed': 1})"

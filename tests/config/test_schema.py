@@ -1,8 +1,11 @@
 import pytest
 
 from configs.digits import get_config
+from jaxdp.config.defaults import default_config
 from jaxdp.config.run_lengths import RunLengths, check_world
-from jaxdp.config.schema import RESUMABLE_SETTINGS, Config
+from jaxdp.config.schema import RESUMABLE_SETTINGS, Config, SafetyConfig
+from jaxdp.optim.config import OptimizerConfig
+from jaxdp.settings.build import flattened
 
 
 def settings(**changes):
@@ -107,9 +110,32 @@ def test_invalid_setting_is_named_in_the_error(changes, message):
 
 def test_missing_setting_is_named_in_the_error():
     config = settings()
-    del config["schedule"]["power"]
-    with pytest.raises(ValueError, match=r"config\.schedule\.power is missing"):
+    del config["schedule"]["base_rate"]
+    with pytest.raises(ValueError, match=r"config\.schedule\.base_rate is missing: set it in the config"):
         Config.from_dict(config)
+
+
+def test_settings_that_are_left_out_get_their_defaults():
+    config = settings()
+    for group in ("optimizer", "allreduce", "safety", "checkpoint", "cluster"):
+        del config[group]
+    found = Config.from_dict(config)
+    assert found.optimizer == OptimizerConfig()
+    assert (found.safety, found.allreduce.segment_bytes) == (SafetyConfig(), 65_536)
+
+
+def test_defaults_keep_their_own_rules():
+    required = {"batch_size": 1, "epochs": 1.0, "data": {"name": "digits", "mean": (0.5,), "std": (0.5,)}}
+    defaults = Config.from_dict(required | {"model": {"name": "cnn"}, "schedule": {"base_rate": 0.1}})
+    assert Config.from_dict(defaults.to_dict()) == defaults
+
+
+def test_default_config_holds_every_setting_and_none_for_required_ones():
+    flat = flattened(default_config().to_dict())
+    assert flat.keys() == flattened(Config.from_dict(settings()).to_dict()).keys() - {"model.width"}
+    required = ("batch_size", "data.mean", "data.name", "data.std", "epochs", "model.name", "schedule.base_rate")
+    assert all(flat[name] is None for name in required)
+    assert flat["optimizer.momentum"] == 0.9
 
 
 def test_int_is_accepted_as_float_and_list_as_tuple():

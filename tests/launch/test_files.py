@@ -18,7 +18,7 @@ def test_kubernetes_job_starts_training():
     (launcher,) = replicas["Launcher"]["template"]["spec"]["containers"]
     words = launcher["command"] + launcher["args"]
     assert int(words[words.index("-n") + 1]) == job["spec"]["slotsPerWorker"] * replicas["Worker"]["replicas"]
-    assert train_flags.parse_train(words[words.index("jaxdp.train") :]).config is not None
+    assert train_flags.parse_train(words[words.index("jaxdp.train") + 1 :]).config is not None
 
 
 @pytest.mark.parametrize("name", ["pbs.sh", "lsf.sh", "kubernetes/mpijob.yaml", "kubernetes/Containerfile"])

@@ -83,7 +83,7 @@ def train(
     engine = LocalPlacement.create("native" if over else "mpi4jax", device_comm.size, jax.devices()[:devices])
     if staged:
         engine = dataclasses.replace(engine, fused=False)
-    rule = OptimizerConfig(optimizer, 0.9, False, 1e-3, 0.02, 0.9, 0.99, 1e-8, False, None)
+    rule = OptimizerConfig(name=optimizer, weight_decay=1e-3, trust_coefficient=0.02, beta2=0.99)
     chain = make_optimizer(rule, optax.constant_schedule(0.05), params)
     batch_split = BatchSplit(batch_size, data_comm.size, devices)
     state = engine.replicate(TrainState.create(params, stats, chain))

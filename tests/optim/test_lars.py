@@ -13,14 +13,11 @@ RATES = [0.5, 0.25, 0.125, 0.1]
 CONFIG = OptimizerConfig(
     name="lars",
     momentum=0.9,
-    nesterov=False,
     weight_decay=0.01,
     trust_coefficient=0.02,
     beta1=0.8,
     beta2=0.95,
     epsilon=1e-3,
-    vectors_too=False,
-    clip_norm=None,
 )
 
 
@@ -95,10 +92,10 @@ def test_adamw_matches_the_algorithm_in_the_paper():
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
-def test_vectors_too_decays_and_scales_vectors(name):
+def test_decay_biases_and_norms_decays_and_scales_vectors(name):
     params, gradient = tree(0), jax.tree.map(np.zeros_like, tree(0))
     (after,) = run(dataclasses.replace(CONFIG, name=name), params, [gradient])
-    (asked,) = run(dataclasses.replace(CONFIG, name=name, vectors_too=True), params, [gradient])
+    (asked,) = run(dataclasses.replace(CONFIG, name=name, decay_biases_and_norms=True), params, [gradient])
     np.testing.assert_array_equal(after["bias"], params["bias"])
     np.testing.assert_array_equal(asked["kernel"], after["kernel"])
     np.testing.assert_allclose(asked["bias"], params["bias"] * (1 - 0.5 * 0.01), rtol=1e-12)

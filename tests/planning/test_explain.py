@@ -13,7 +13,7 @@ CONFIGS = sorted(pathlib.Path(__file__).parents[2].glob("configs/*.py"))
 
 def config_of(name):
     (path,) = (path for path in CONFIGS if path.stem == name)
-    return train_flags.parse_train(["train", f"--config={path}"]).config
+    return train_flags.parse_train([f"--config={path}"]).config
 
 
 def changed(config, **changes):
@@ -28,7 +28,7 @@ def changed(config, **changes):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_explained_without_data_and_names_its_source(path, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    config = train_flags.parse_train(["train", f"--config={path}"]).config
+    config = train_flags.parse_train([f"--config={path}"]).config
     text = explain(config)
     for section in ("run", "rate", "parameters", "a step", "allreduce", "data", "warnings"):
         assert f"\n{section}\n" in f"\n{text}"
@@ -77,9 +77,9 @@ def test_encoded_storage_and_groups_change_memory_and_traffic():
         ({"batch_size": 128}, "the rate falls during the warmup, from 0.1 to 0.05, the peak at this batch size"),
         ({"batch_size": 16_384}, "batch 16,384 with SGD"),
         ({"batch_size": 65_536}, "LARS itself lost accuracy beyond 32,768"),
-        ({"optimizer__vectors_too": True}, "weight decay applies to biases and normalisation parameters"),
+        ({"optimizer__decay_biases_and_norms": True}, "weight decay applies to biases and normalisation parameters"),
         (
-            {"optimizer__vectors_too": True, "optimizer__name": "lars", "optimizer__nesterov": False},
+            {"optimizer__decay_biases_and_norms": True, "optimizer__name": "lars", "optimizer__nesterov": False},
             "LARS also scales and decays biases and normalisation parameters",
         ),
         ({"microbatches": 4}, "batch statistics are computed over only 8 images"),

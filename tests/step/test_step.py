@@ -161,7 +161,7 @@ def test_label_among_the_five_largest_logits_is_a_hit():
 
 
 def test_norms_and_trust_ratios_are_computed_at_their_interval():
-    rule = OptimizerConfig("lars", 0.9, False, 0.01, 0.02, 0.9, 0.99, 1e-8, False, None)
+    rule = OptimizerConfig(name="lars", weight_decay=0.01, trust_coefficient=0.02)
     params = {"bias": jnp.array([3.0, 4.0]), "kernel": jnp.full((2, 2), 2.0)}
     optimizer = make_optimizer(rule, optax.constant_schedule(0.5), params)
     state = TrainState.create(params, {}, optimizer)
