@@ -108,7 +108,7 @@ def read_config(workdir: pathlib.Path) -> Config:
             f"{path} was written by a newer jaxdp: its version is {version}, and this jaxdp reads up to {_VERSION}: "
             "upgrade jaxdp, or choose another --workdir"
         )
-    settings = document if version == 1 else document.get("config")
+    settings: Any = document if version == 1 else document.get("config")
     try:
         return Config.from_dict(settings, warn=lambda text: print(f"jaxdp: warning: {path}: {text}", file=sys.stderr))
     except ValueError as error:
