@@ -15,7 +15,6 @@ from jaxdp.collectives import tables
 from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.config import MPI
 from jaxdp.collectives.schedule import Schedule, chunk_bounds
-from jaxdp.runtime.activity import MINE
 
 if TYPE_CHECKING:
     import jax
@@ -208,7 +207,7 @@ def engine_of(world: World) -> ProgressEngine:
     """Returns the engine of this rank, which jitted programs also use; the first call starts it."""
     engine = ProgressEngine(world.native_comm)
     engine.serve_programs()
-    MINE.allreduces = engine.counts
+    world.activity.allreduces = engine.counts
     return engine
 
 

@@ -17,7 +17,6 @@ from jaxdp.data.nodes import Group
 from jaxdp.data.source import Source
 from jaxdp.data.split import Split
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
-from jaxdp.runtime.activity import MINE
 
 if TYPE_CHECKING:
     from jaxdp.runtime.world import World
@@ -92,7 +91,7 @@ class _Reading:
         with self.world.agree_or_exit():
             for _ in self._parts(self.source.records, fill):
                 pass
-        # together() has synchronised all ranks, so that each sees what the other ranks of its node have written.
+        # agree_or_exit() has synchronised all ranks, so that each sees what the other ranks of its node have written.
         storage = Pixels(images_NHWC, self.world.threads)
         return Split(self._bounds, self._node, storage, labels_N, self._mine, self.holdings)
 
@@ -145,7 +144,7 @@ class _Reading:
             tqdm(total=mine.stop - mine.start, desc=f"read {self.split}", disable=not self.bar) as progress,
         ):
             for part, taken in pool.map(of_part, parts):
-                MINE.beat()
+                self.world.activity.beat()
                 yield taken
                 progress.update(part.stop - part.start)
 

@@ -1,4 +1,4 @@
-"""Records the current phase of this process for the watchdog."""
+"""What a process is doing at the moment, for the watchdog."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPUTE, ALLREDUCE = "compute", "allreduce"
 
 @dataclasses.dataclass
 class Activity:
-    """Progress of this process.
+    """The current phase and the progress of a process, which its own code records and the watchdog reads.
 
     Attributes:
       phase: name of the current phase.
@@ -49,6 +49,3 @@ class Activity:
         """Returns the phase, the step, and a counter that grows as long as work is done."""
         over, under_way = self.allreduces()
         return ALLREDUCE if self.phase == COMPUTE and under_way else self.phase, self.step, self.beats + over
-
-
-MINE = Activity()

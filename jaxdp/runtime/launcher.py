@@ -37,7 +37,7 @@ class LaunchInfo(NamedTuple):
 
 
 def launch_info() -> LaunchInfo | None:
-    """Returns the place of this process, or None if no launcher reports one."""
+    """Returns the rank and the number of ranks, or None if no launcher reports one."""
     for rank, size in _VARIABLES:
         if size in os.environ:
             return LaunchInfo(int(os.environ.get(rank, "0")), int(os.environ[size]))

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from jaxdp.runtime import launcher
-from jaxdp.runtime.activity import ALLREDUCE, COMPILE, MINE
+from jaxdp.runtime.activity import ALLREDUCE, COMPILE
 from jaxdp.runtime.world import INTERNAL_ERROR, World
 
 # Factor on the time limit while a rank is in this phase.
@@ -37,7 +37,7 @@ class Seen:
 
     Attributes:
       host: name of the rank's host.
-      phase, step, beats: last report of the rank, as returned by `Progress.now`.
+      phase, step, beats: last report of the rank, as returned by `Activity.now`.
       moved: time of the last report that differed from the one before, by rank 0's time.monotonic.
       heard: time of the last report, by the same clock.
       address: socket address of the last report; None for rank 0, and before the first report.
@@ -82,7 +82,7 @@ class Watchdog:
         self._world, self._seconds = world, seconds
         self._every = min(1.0, seconds / _REPORTS)
         now = time.monotonic()
-        self._seen = [Seen(host, MINE.phase, 0, -1, now, now) for host in world.hosts]
+        self._seen = [Seen(host, world.activity.phase, 0, -1, now, now) for host in world.hosts]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         port = self._socket.getsockname()[1]
@@ -105,7 +105,7 @@ class Watchdog:
         return self._awake - before > self._silent_after + _GRACE_S
 
     def _state(self) -> bytes:
-        return json.dumps([self._token, self._world.rank, *MINE.now()]).encode()
+        return json.dumps([self._token, self._world.rank, *self._world.activity.now()]).encode()
 
     def _watch(self) -> None:
         """On rank 0: receives the reports, and aborts the job if no rank makes progress for too long."""

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing
 
 from jaxdp.runtime import gpus, launcher, process
+from jaxdp.runtime.activity import Activity
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -65,6 +66,7 @@ class World:
       library: name and version of the MPI library.
       gpus: GPUs of this host that this rank uses.
       threads: number of cores of this rank, at least 1; if ranks share cores, its share of them.
+      activity: what this rank is doing at the moment, for the watchdog; the only part of a world that changes.
       host_comm: communicator for collectives and broadcasts of host memory.
       data_comm: communicator for rows of the data set, used by the data thread.
       device_comm: communicator of mpi4jax.
@@ -82,6 +84,7 @@ class World:
     library: str
     gpus: gpus.Share
     threads: int
+    activity: Activity
     host_comm: MPI.Intracomm
     data_comm: MPI.Intracomm
     device_comm: MPI.Intracomm
@@ -238,6 +241,7 @@ def connect() -> World:
         library=" ".join(MPI.Get_library_version().split("\n")[0].split(",")[0].replace("Version:", "").split()),
         gpus=gpus.share(local.allgather(gpus.visible()), local.rank),
         threads=max(1, int(share + 1e-9)),
+        activity=Activity(),
         host_comm=comm.Dup(),
         data_comm=comm.Dup(),
         device_comm=comm.Dup(),
@@ -286,13 +290,13 @@ def _die(world: World, error: BaseException | None) -> NoReturn:
 
 
 def _check_launcher(mpi: Any) -> None:
-    place = launcher.launch_info()
-    if place is None or place.size == mpi.COMM_WORLD.size:
+    info = launcher.launch_info()
+    if info is None or info.size == mpi.COMM_WORLD.size:
         return
-    if place.rank == 0:
+    if info.rank == 0:
         library = mpi.Get_library_version().split("\n")[0]
         print(
-            f"jaxdp: error: the launcher started {place.size} ranks, but MPI sees {mpi.COMM_WORLD.size}: start the job "
+            f"jaxdp: error: the launcher started {info.size} ranks, but MPI sees {mpi.COMM_WORLD.size}: start the job "
             f"with the mpirun that belongs to this MPI ({library.strip()})",
             file=sys.stderr,
             flush=True,

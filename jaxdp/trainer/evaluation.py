@@ -9,7 +9,6 @@ from jaxdp.data.feed import empty_images, make_batch
 from jaxdp.data.rows import Buffers
 from jaxdp.data.split import Split
 from jaxdp.placement import Placement
-from jaxdp.runtime.activity import MINE
 from jaxdp.runtime.world import World
 from jaxdp.step.state import TrainState
 from jaxdp.step.task import Task
@@ -38,7 +37,7 @@ class Evaluation:
         for start in range(split.mine.start, split.mine.stop, size):
             batch = _host_batch(split, start, min(start + size, split.mine.stop), buffers)
             sums.append(self._step(state.evaluated, state.stats, batch))
-            MINE.beat()
+            self._world.activity.beat()
         names = {"test_loss": "loss", "test_accuracy": "hits", "test_top5_accuracy": "top5_hits"}
         mine = [sum(float(batch[name]) for batch in sums) for name in names.values()]
         # Summed in float64 and in rank order, so that all ranks get the same value.

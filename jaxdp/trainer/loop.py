@@ -13,7 +13,7 @@ from jaxdp.config.schema import Config
 from jaxdp.data import feed
 from jaxdp.data.batch import Batch
 from jaxdp.data.split import Split
-from jaxdp.runtime.activity import COMPILE, MINE
+from jaxdp.runtime.activity import COMPILE
 from jaxdp.runtime.preemption import REQUEUE, Preemption
 from jaxdp.runtime.world import AgreedExit, World
 from jaxdp.step.state import TrainState
@@ -45,7 +45,7 @@ def train(
       stop_at_step: save and end the job after this step, even if the run is longer.
       profile_steps: first and last step that JAX's profiler records, on rank 0, into the workdir.
     """
-    MINE.enter(COMPILE)
+    world.activity.enter(COMPILE)
     run = build(config, world)
     run.check_memory()
     checkpoints = None
@@ -58,7 +58,7 @@ def train(
             keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
             checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=keep, keep_best=keep_best)
     state, position = restore(run, checkpoints)
-    MINE.enter("load")
+    world.activity.enter("load")
     bar = world.is_root and on_terminal()
     train_split = run.read("train", holdings=_holdings(run, position.step), bar=bar)
     test_split = run.read("test", bar=bar)

@@ -12,7 +12,7 @@ import jax
 from jaxdp.collectives.allreduce import BucketSum
 from jaxdp.data import feed
 from jaxdp.data.batch import Batch
-from jaxdp.runtime.activity import COMPUTE, MINE
+from jaxdp.runtime.activity import COMPUTE
 from jaxdp.runtime.preemption import Preemption
 from jaxdp.runtime.world import UserError
 from jaxdp.step.forward_backward import reduced_shapes
@@ -80,7 +80,7 @@ class TrainLoop:
         self.end, self.is_preempted = end, False
         self.results: dict[str, float] = {}
         self._run, self._position, self._evaluation, self._preemption = run, position, evaluation, preemption
-        self._checkpoints, self._report = checkpoints, report
+        self._checkpoints, self._report, self._activity = checkpoints, report, run.world.activity
         self._trace = workdir / "profile"
         self._profiled: tuple[int | None, int | None] = profiled if profiled is not None else (None, None)
         self._train_step = run.placement.train_step(run.task, run.optimizer, run.layout, allreduce)
@@ -100,7 +100,7 @@ class TrainLoop:
         first = self._position.step + 1
         steps = enumerate(ahead, first)
         for step, batch in steps:
-            MINE.enter_program(COMPUTE, step)
+            self._activity.enter_program(COMPUTE, step)
             if step == self._profiled[0]:
                 self._settle()
                 jax.profiler.start_trace(self._trace)
@@ -123,8 +123,8 @@ class TrainLoop:
                     pass
             # By the second step, the first one, which included compilation, has finished.
             if step > first:
-                MINE.has_compiled(COMPUTE)
-            MINE.enter("input", step + 1)
+                self._activity.has_compiled(COMPUTE)
+            self._activity.enter("input", step + 1)
         self._preemption.finish()
         if self.end == self._run.lengths.total_steps and not self.results:
             self.results = self._evaluation(state)
@@ -134,20 +134,20 @@ class TrainLoop:
         saves = step in lengths.save_steps or step == self.end or self.is_preempted
         if saves or step % self._run.config.safety.compare_every_steps == 0:
             self._settle(is_saved=saves)
-            MINE.enter_program("comparison", step)
+            self._activity.enter_program("comparison", step)
             self._sentinel.check(state, step)
-            MINE.has_compiled("comparison")
+            self._activity.has_compiled("comparison")
         accuracy = None
         if step in lengths.eval_steps:
             self._settle()
-            MINE.enter_program("evaluation", step)
+            self._activity.enter_program("evaluation", step)
             self.results = self._evaluation(state)
-            MINE.has_compiled("evaluation")
+            self._activity.has_compiled("evaluation")
             accuracy = self.results["test_accuracy"]
             if self._report is not None:
                 self._report.evaluated(step, self.results)
         if saves:
-            MINE.enter("save", step)
+            self._activity.enter("save", step)
             if self._checkpoints is not None:
                 now = dataclasses.replace(self._position, step=step, test_accuracy=accuracy)
                 self._checkpoints.save(self._run.placement.host_copy(state), now)

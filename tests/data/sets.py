@@ -12,6 +12,7 @@ from configs.digits import get_config
 from jaxdp.config.schema import Config
 from jaxdp.data.load import check_memory, read
 from jaxdp.data.nodes import Group
+from jaxdp.runtime.activity import Activity
 
 CONFIG = Config.from_dict(get_config().to_dict()).data
 
@@ -22,6 +23,7 @@ class World:
     def __init__(self, rank=0, size=1):
         self.rank, self.size, self.threads = rank, size, 2
         self.leaders, self.local_size, self.host = tuple(range(size)), 1, "here"
+        self.activity = Activity()
 
     def shared_array(self, shape, dtype):
         return np.empty(shape, dtype)
