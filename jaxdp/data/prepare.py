@@ -207,7 +207,7 @@ def _image(path: pathlib.Path, size: int | None) -> bytes:
 
 
 def _features(classes: list[str]) -> Any:
-    tfds = tfds_compat.import_tfds()
+    tfds = tfds_compat.import_quiet_tfds()
     return tfds.features.FeaturesDict(
         {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=classes)}
     )
@@ -216,7 +216,7 @@ def _features(classes: list[str]) -> Any:
 def _write_metadata(
     folder: pathlib.Path, name: str, classes: list[str], shards: list[Shard], written: list[Written]
 ) -> None:
-    tfds = tfds_compat.import_tfds()
+    tfds = tfds_compat.import_quiet_tfds()
     infos = []
     for split in dict.fromkeys(shard.split for shard in shards):
         parts = [done for shard, done in zip(shards, written, strict=True) if shard.split == split]

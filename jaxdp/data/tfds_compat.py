@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pathlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
-def import_tfds() -> ModuleType:
-    """Imports TensorFlow Datasets without TensorFlow, and disables its progress bars and its advice on OpenCV."""
+def import_quiet_tfds() -> ModuleType:
+    """Imports TensorFlow Datasets without TensorFlow, and silences it for the rest of the process.
+
+    TFDS then shows no progress bars, and absl logs only errors: TFDS logs its advice to install OpenCV at the first
+    image, long after the import.
+    """
     import absl.logging
     import tensorflow_datasets as tfds
 
@@ -22,7 +23,7 @@ def import_tfds() -> ModuleType:
 
 def data_folder(given: str | pathlib.Path | None) -> pathlib.Path:
     """Returns the folder of the data sets: the given one, or TFDS's (TFDS_DATA_DIR, else ~/tensorflow_datasets)."""
-    return pathlib.Path(given or import_tfds().core.constants.DATA_DIR).expanduser()
+    return pathlib.Path(given or import_quiet_tfds().core.constants.DATA_DIR).expanduser()
 
 
 def prepared_builder(name: str, folder: pathlib.Path) -> Any | None:
@@ -30,7 +31,7 @@ def prepared_builder(name: str, folder: pathlib.Path) -> Any | None:
 
     Finds any prepared version unless one is named; TFDS alone only looks for the version in its own code.
     """
-    tfds = import_tfds()
+    tfds = import_quiet_tfds()
     version = {} if ":" in name else {"version": "*.*.*"}
     try:
         builder = tfds.builder(name, data_dir=folder, **version)

@@ -50,7 +50,7 @@ def convert(name: str, other: pathlib.Path, data_dir: pathlib.Path | None) -> tu
     Raises:
       ValueError: the data set is missing from `other`, is not in tfrecord format there, or exists in `data_dir`.
     """
-    tfds = tfds_compat.import_tfds()
+    tfds = tfds_compat.import_quiet_tfds()
     builder = tfds_compat.prepared_builder(name, other)
     if builder is None:
         raise ValueError(f"there is no such data set in {other}: --from must be the folder with {name.split(':')[0]}/")

@@ -44,7 +44,7 @@ def open_tfds(name: str, data_dir: str | None, splits: Mapping[str, str], stored
       ValueError: the data set does not exist, is not prepared as array_record, or has no images with labels. The
         message says what to do.
     """
-    tfds, folder = tfds_compat.import_tfds(), tfds_compat.data_folder(data_dir)
+    tfds, folder = tfds_compat.import_quiet_tfds(), tfds_compat.data_folder(data_dir)
     remedy = (
         f"prepare it with launch/prepare {name} --dir={folder}, convert folders of images with python -m "
         "jaxdp.data.prepare, or set config.data.dir to the folder that contains it"

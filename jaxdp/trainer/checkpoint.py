@@ -68,6 +68,8 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep, self._keep_best = keep, keep_best or 0
         self._pending: Any = None
+        self._saving = contextlib.ExitStack()
+        orbax_compat.silence_orbax_for_good()
         if keep is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Remove checkpoints that a killed job left incomplete.
@@ -87,8 +89,11 @@ class Checkpoints:
             "position": dataclasses.asdict(position) | {"fingerprint": fingerprint(state)},
             "state": flax.serialization.to_state_dict(state),
         }
-        with self._failing_as_save_error(), orbax_compat.orbax_alone():
+        with self._failing_as_save_error(), contextlib.ExitStack() as saving:
+            saving.enter_context(orbax_compat.orbax_alone())
             self._pending = ocp.save_checkpointables_async(self.folder / str(position.step), document)
+            # Orbax's threads need the context until `wait`.
+            self._saving = saving.pop_all()
 
     def wait(self) -> None:
         """Waits for the pending save, if there is one, and then deletes old checkpoints.
@@ -98,7 +103,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with self._failing_as_save_error(), orbax_compat.orbax_alone():
+            with self._failing_as_save_error(), self._saving:
                 pending.result()
                 for step in self._too_old():
                     shutil.rmtree(self.folder / str(step))

@@ -1,9 +1,11 @@
 import dataclasses
+import logging
 import pathlib
 import re
 import sys
 from types import SimpleNamespace
 
+import absl.logging
 import jax
 import numpy as np
 import optax
@@ -166,11 +168,83 @@ def test_failed_background_save_is_reported(tmp_path):
     checkpoints.close()
 
 
-def test_only_late_errors_of_a_failed_save_are_silenced(monkeypatch):
-    told = []
+@pytest.fixture
+def process_counts(monkeypatch):
+    """Orbax's two functions that count processes, called, as if JAX knew of 3 processes."""
+    from orbax.checkpoint._src.multihost import multihost as before_v1
+    from orbax.checkpoint.experimental.v1._src.synchronization import multihost
+
+    modules = (before_v1, multihost)
+    for module in modules:
+        monkeypatch.setattr(module, "process_count", lambda: 3)
+    return lambda: [module.process_count() for module in modules]
+
+
+def test_orbax_counts_all_processes_again_after_the_context(process_counts):
+    with orbax_compat.orbax_alone():
+        assert process_counts() == [1, 1]
+    assert process_counts() == [3, 3]
+    with pytest.raises(RuntimeError), orbax_compat.orbax_alone():
+        raise RuntimeError("in the context")
+    assert process_counts() == [3, 3]
+
+
+def test_orbax_counts_one_process_until_a_save_is_complete(tmp_path, process_counts):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        checkpoints.save(state(), dataclasses.replace(POSITION, step=step))
+        assert process_counts() == [1, 1]
+    checkpoints.wait()
+    assert process_counts() == [3, 3]
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_orbax_counts_all_processes_again_after_a_failed_save(tmp_path, process_counts, monkeypatch):
+    """A save fails either when it begins or in the background."""
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    monkeypatch.setattr("orbax.checkpoint.v1.save_checkpointables_async", fail)
+    with pytest.raises(OSError, match="saving to"):
+        checkpoints.save(state(), POSITION)
+    assert process_counts() == [3, 3]
+    monkeypatch.setattr("orbax.checkpoint.v1.save_checkpointables_async", lambda *_: SimpleNamespace(result=fail))
+    checkpoints.save(state(), POSITION)
+    with pytest.raises(OSError, match="saving to"):
+        checkpoints.wait()
+    assert process_counts() == [3, 3]
+
+
+@pytest.fixture
+def silenced(monkeypatch):
+    """Orbax, silenced once or several times for this test; returns the errors that still reach `sys.unraisablehook`."""
+    told, logger = [], absl.logging.get_absl_logger()
     monkeypatch.setattr(sys, "unraisablehook", told.append)
-    orbax_compat._ignore_late_writes.__wrapped__()
+    monkeypatch.setattr(logger, "filters", [])
+    for _ in range(2):
+        orbax_compat.silence_orbax_for_good()
+    assert len(logger.filters) == 1
+    return told
+
+
+def test_only_late_errors_of_a_failed_save_are_silenced(silenced):
     late, other = (SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "no more memory"))
     sys.unraisablehook(late)
     sys.unraisablehook(other)
-    assert told == [other]
+    assert silenced == [other]
+
+
+@pytest.mark.usefixtures("silenced")
+def test_only_the_log_of_orbax_is_silenced():
+    from orbax.checkpoint._src.futures import future
+
+    verbosity, logger = absl.logging.get_verbosity(), absl.logging.get_absl_logger()
+    Checkpoints(pathlib.Path("nowhere"))
+    assert absl.logging.get_verbosity() == verbosity
+    of_orbax, other = (
+        logger.makeRecord("absl", logging.ERROR, path, 1, "a message", (), None) for path in (future.__file__, __file__)
+    )
+    assert not logger.filter(of_orbax)
+    assert logger.filter(other)
