@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 
 from jaxdp.runtime.world import Failure, World
 from jaxdp.step.state import TrainState, named_leaves
+
+# With these, two states that differ in several leaves share a hash with a probability of about 2**-64.
+_HASH_DIGITS = 16
 
 
 class DivergenceError(Failure):
@@ -28,11 +32,17 @@ class DivergenceCheck:
 
     def __init__(self, like: TrainState, world: World, *, dump: pathlib.Path | None):
         self._world, self._dump = world, dump
-        self._names = list(named_leaves(like))
+        named = named_leaves(like)
+        self._names = list(named)
+        self._layout = [f"{name} {np.dtype(leaf.dtype).name} {tuple(leaf.shape)}" for name, leaf in named.items()]
         self._hash = jax.jit(lambda leaves: jnp.stack([_word(leaf) for leaf in leaves]))
 
-    def check(self, state: TrainState, step: int) -> None:
+    def check(self, state: TrainState, step: int) -> str:
         """Compares the replicas of the state after a step; all ranks call it together.
+
+        Returns:
+          A hash of all bits of the state, with the names, dtypes and shapes of its leaves, as 16 hexadecimal digits.
+          States have the same hash on any number of ranks and devices.
 
         Raises:
           DivergenceError: replicas differ; raised only on the first rank that differs from the majority.
@@ -44,12 +54,18 @@ class DivergenceCheck:
         ]
         of_ranks = np.array(self._world.allgather(np.stack(of_devices)))
         found = first_divergent(of_ranks)
-        if found is None:
-            return
-        rank, device, leaf = found
+        if found is not None:
+            self._end_job(leaves, step, *found)
+        words = of_ranks[0, 0].tolist()
+        return hashlib.sha256(repr((self._layout, words)).encode()).hexdigest()[:_HASH_DIGITS]
+
+    def _end_job(self, leaves: list[jax.Array], step: int, rank: int, device: int, leaf: int) -> None:
+        """Raises the error on the rank that differs; the other ranks wait until that rank has ended the job."""
         if self._dump is not None:
             self._dump.mkdir(parents=True, exist_ok=True)
-            arrays: dict[str, Any] = self._by_name(leaves)
+            arrays: dict[str, Any] = {
+                name: np.asarray(array.addressable_data(0)) for name, array in zip(self._names, leaves, strict=True)
+            }
             np.savez(self._dump / f"step-{step}-rank-{self._world.rank}.npz", **arrays)
         # The rank that raises ends the job, so first wait until all ranks have written.
         self._world.barrier()
@@ -61,9 +77,6 @@ class DivergenceCheck:
                 "before the divergence"
             )
         self._world.barrier()
-
-    def _by_name(self, leaves: list[Any]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(leaf.addressable_data(0)) for name, leaf in zip(self._names, leaves, strict=True)}
 
 
 def first_divergent(hashes: np.ndarray) -> tuple[int, int, int] | None:

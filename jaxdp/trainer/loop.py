@@ -51,7 +51,7 @@ def train(
     checkpoints = None
     with world.agree_or_exit():
         if world.is_root:
-            run = _begun(run, workdir / CHECKPOINTS)
+            run = _with_initial_weights(run, workdir / CHECKPOINTS)
             claim_workdir(config, workdir)
             source = run.source
             write_labels(Labels(source.image_shape, source.num_classes, source.class_names), workdir)
@@ -83,7 +83,7 @@ def train(
     report = (
         Reporter(run, workdir, first_step=position.step, end_step=end, hosts=world.hosts) if world.is_root else None
     )
-    steps = TrainLoop(
+    train_loop = TrainLoop(
         run,
         allreduce,
         position,
@@ -96,21 +96,21 @@ def train(
         profiled=profile_steps if world.is_root else None,
     )
     gate = feed.ExchangeGate()
-    steps.train(state, _batches(run, train_split, position.step, end, gate), gate)
+    train_loop.train(state, _batches(run, train_split, position.step, end, gate), gate)
     if checkpoints is not None:
         checkpoints.close()
     preemption.close()
     if report is not None:
-        if steps.end == run.lengths.total_steps:
-            report.finished(steps.results)
+        if train_loop.end == run.lengths.total_steps:
+            report.finished(train_loop.results, state_hash=train_loop.state_hash)
         else:
-            report.stopped(steps.end)
+            report.stopped(train_loop.end)
     world.barrier()
-    if steps.is_preempted:
+    if train_loop.is_preempted:
         raise AgreedExit(REQUEUE)
 
 
-def _begun(run: Run, checkpoints: pathlib.Path) -> Run:
+def _with_initial_weights(run: Run, checkpoints: pathlib.Path) -> Run:
     """Loads the initial weights from `config.init_from`, if that is set and the run has no checkpoint."""
     config, state = run.config, run.first_state
     if config.init_from is None or Checkpoints(checkpoints).latest_step() is not None:

@@ -83,15 +83,21 @@ class Reporter:
         """Excludes what was just done (an evaluation, a save) from the time per step."""
         self._log.restart_clock()
 
-    def finished(self, results: dict[str, float]) -> None:
-        """Writes the summary at the end of the run."""
+    def finished(self, results: dict[str, float], *, state_hash: str) -> None:
+        """Writes the summary at the end of the run.
+
+        Args:
+          results: results of the last evaluation.
+          state_hash: hash of all bits of the final state.
+        """
         seconds = time.perf_counter() - self._started
         rate = (self._end_step - self._first_step) * self._run.config.batch_size / seconds
         of_ranks = self._stragglers.summary()
-        self._writer.write(self._end_step, summary=True, **results, seconds=seconds, images_per_second=rate, **of_ranks)
+        measured = {"seconds": seconds, "images_per_second": rate} | of_ranks
+        self._writer.write(self._end_step, summary=True, **results, state_hash=state_hash, **measured)
         self._close(
             f"finished: test accuracy {results['test_accuracy']:.4f}, {seconds:.1f} s, {rate:.0f} images/s, "
-            f"metrics in {self._workdir / 'metrics.jsonl'}"
+            f"state hash {state_hash}, metrics in {self._workdir / 'metrics.jsonl'}"
         )
 
     def stopped(self, step: int) -> None:

@@ -61,6 +61,7 @@ class TrainLoop:
       end: last step of this job; earlier than requested if the job was preempted.
       is_preempted: whether the job was preempted.
       results: results of the last evaluation.
+      state_hash: hash of all bits of the state at the last comparison, see `DivergenceCheck.check`.
     """
 
     def __init__(
@@ -79,26 +80,27 @@ class TrainLoop:
     ):
         self.end, self.is_preempted = end, False
         self.results: dict[str, float] = {}
+        self.state_hash = ""
         self._run, self._position, self._evaluation, self._preemption = run, position, evaluation, preemption
         self._checkpoints, self._report, self._activity = checkpoints, report, run.world.activity
         self._trace = workdir / "profile"
         self._profiled: tuple[int | None, int | None] = profiled if profiled is not None else (None, None)
         self._train_step = run.placement.train_step(run.task, run.optimizer, run.layout, allreduce)
         dump = workdir / "divergence" if run.config.safety.on_divergence == "dump" else None
-        self._sentinel = DivergenceCheck(run.first_state, run.world, dump=dump)
+        self._divergence_check = DivergenceCheck(run.first_state, run.world, dump=dump)
         self._pace = Pace(run.world, allreduce)
         self._in_flight: InFlight | None = None
 
-    def train(self, state: TrainState, ahead: feed.Prefetcher[Batch], gate: feed.ExchangeGate) -> None:
+    def train(self, state: TrainState, prefetcher: feed.Prefetcher[Batch], gate: feed.ExchangeGate) -> None:
         """Runs the steps.
 
         Args:
           state: state at the position.
-          ahead: the batches from the position on.
+          prefetcher: the batches from the position on.
           gate: gate that the exchanges of the batches pass.
         """
         first = self._position.step + 1
-        steps = enumerate(ahead, first)
+        steps = enumerate(prefetcher, first)
         for step, batch in steps:
             self._activity.enter_program(COMPUTE, step)
             if step == self._profiled[0]:
@@ -108,7 +110,7 @@ class TrainLoop:
             dispatched_s = time.perf_counter()
             state, values = self._train_step(state, batch)
             self._settle()
-            self._in_flight = InFlight(step, values, dispatched_s, ahead.take_waited())
+            self._in_flight = InFlight(step, values, dispatched_s, prefetcher.take_waited())
             self._preemption.has_begun()
             self.is_preempted = self._preemption.is_agreed() and step < self.end
             self._after_step(step, state)
@@ -126,8 +128,10 @@ class TrainLoop:
                 self._activity.has_compiled(COMPUTE)
             self._activity.enter("input", step + 1)
         self._preemption.finish()
-        if self.end == self._run.lengths.total_steps and not self.results:
-            self.results = self._evaluation(state)
+        if self.end == self._run.lengths.total_steps:
+            # A run that was killed between its last save and its summary has no step left.
+            self.results = self.results or self._evaluation(state)
+            self.state_hash = self.state_hash or self._divergence_check.check(state, self.end)
 
     def _after_step(self, step: int, state: TrainState) -> None:
         lengths = self._run.lengths
@@ -135,7 +139,7 @@ class TrainLoop:
         if saves or step % self._run.config.safety.compare_every_steps == 0:
             self._settle(is_saved=saves)
             self._activity.enter_program("comparison", step)
-            self._sentinel.check(state, step)
+            self.state_hash = self._divergence_check.check(state, step)
             self._activity.has_compiled("comparison")
         accuracy = None
         if step in lengths.eval_steps:

@@ -34,6 +34,7 @@ def test_default_config_trains_to_98_percent(jobs, digits):
     assert summary["seconds"] > 0
     assert summary["images_per_second"] > 0
     assert f"finished: test accuracy {summary['test_accuracy']:.4f}" in digits.out
+    assert f"state hash {summary['state_hash']}" in digits.out
 
 
 @pytest.mark.usefixtures("digits")
@@ -148,6 +149,21 @@ def undisturbed(jobs):
     """Checkpoint metadata at the end of a run without interruptions."""
     assert jobs.train(2, "undisturbed", *OFTEN).err == ""
     return jobs.saved("undisturbed", 45)
+
+
+def test_state_hash_tells_whether_runs_end_with_the_same_bits(jobs):
+    """Also covers a run that was killed after its last save, before it wrote its summary."""
+    few = ("--config.steps=4", "--config.schedule.warmup_epochs=0.0")
+    seeds = {"seed-0": 0, "seed-0-again": 0, "seed-1": 1}
+    for run, seed in seeds.items():
+        jobs.train(0, run, *few, f"--config.seed={seed}")
+    metrics = jobs.folder / "seed-0" / "metrics.jsonl"
+    *before, last = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(before))
+    jobs.train(0, "seed-0", *few)
+    first, again, other = (jobs.metrics(run)[-1]["state_hash"] for run in seeds)
+    assert first == again == json.loads(last)["state_hash"]
+    assert first != other
 
 
 def test_encoded_storage_trains_bit_identically(jobs, undisturbed):
