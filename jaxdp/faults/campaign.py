@@ -67,7 +67,7 @@ class Campaign:
         }
         # Keyed by the number of ranks and whether they run on netcluster hosts: a rank has more threads there, and with
         # a different number of threads XLA rounds sums differently.
-        self._usual: dict[tuple[int, bool], Baseline] = {}
+        self._baselines: dict[tuple[int, bool], Baseline] = {}
 
     def carry_out(self, number: int, fault: str) -> TrialRow:
         """Runs one trial.
@@ -82,11 +82,11 @@ class Campaign:
         chance = random.Random(f"{self._seed} {number}")
         ranks = chance.choice(_RANKS)
         kind = FAULTS[fault]
-        usual = self._usual_on(ranks, on_hosts=kind.on_hosts)
+        baseline = self._baseline_on(ranks, on_hosts=kind.on_hosts)
         with contextlib.ExitStack() as afterwards:
-            trial = self._trial(f"trial-{number}", ranks, chance, usual, afterwards, on_hosts=kind.on_hosts)
-            struck = kind.inject(trial)
-            why_not, lost = struck.why_not, None
+            trial = self._trial(f"trial-{number}", ranks, chance, baseline, afterwards, on_hosts=kind.on_hosts)
+            result = kind.inject(trial)
+            why_not, lost = result.why_not, None
             saves = trial.saves()
             if STEPS not in saves:
                 job = trial.start()
@@ -96,9 +96,9 @@ class Campaign:
                 # Saving is asynchronous: the newest checkpoint may still be incomplete when the next one is due.
                 if lost > 2 * SAVE_EVERY:
                     why_not = why_not or f"{lost} steps lost, with a checkpoint every {SAVE_EVERY} steps"
-            is_identical = STEPS in trial.saves() and trial.saved() == usual.saved
+            is_identical = STEPS in trial.saves() and trial.saved() == baseline.saved
             row = TrialRow(
-                number, fault, ranks, struck.moment, struck.detected_s, lost, why_not is None, is_identical, why_not
+                number, fault, ranks, result.moment, result.detected_s, lost, why_not is None, is_identical, why_not
             )
         if row.is_good:
             shutil.rmtree(trial.folder)
@@ -109,27 +109,27 @@ class Campaign:
         name: str,
         ranks: int,
         chance: random.Random,
-        usual: Baseline,
+        baseline: Baseline,
         afterwards: contextlib.ExitStack,
         *,
         on_hosts: bool,
     ) -> Trial:
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)  # left by an earlier campaign
-        trial = Trial(folder, ranks, chance, usual, self._environment, afterwards)
+        trial = Trial(folder, ranks, chance, baseline, self._environment, afterwards)
         if not on_hosts:
             return trial
         afterwards.enter_context(netcluster.hosts(2))
         return dataclasses.replace(trial, launcher=(str(netcluster.PROGRAM), "run"))
 
-    def _usual_on(self, ranks: int, *, on_hosts: bool) -> Baseline:
-        if (ranks, on_hosts) not in self._usual:
+    def _baseline_on(self, ranks: int, *, on_hosts: bool) -> Baseline:
+        if (ranks, on_hosts) not in self._baselines:
             # The first run compiles and so takes longer. The times of the second are used.
             first, second = (self._without_fault(ranks, attempt, on_hosts=on_hosts) for attempt in range(2))
             if first.saved != second.saved:
                 raise RuntimeError(f"two runs without a fault on {ranks} ranks differ: see {self._folder}")
-            self._usual[ranks, on_hosts] = second
-        return self._usual[ranks, on_hosts]
+            self._baselines[ranks, on_hosts] = second
+        return self._baselines[ranks, on_hosts]
 
     def _without_fault(self, ranks: int, attempt: int, *, on_hosts: bool) -> Baseline:
         name = f"undisturbed-{ranks}{'-on-hosts' * on_hosts}-{attempt}"

@@ -112,9 +112,9 @@ def _record_cut_off(trial: Trial) -> FaultResult:
     (victim, *_) = trial.chance.sample(sorted(data.rglob("*.array_record*")), 1)
     _cut_off(victim, trial)
     job = trial.start()
-    struck = trial.ends(job, lambda: None, within=_SOON_S + trial.usual.ends_s, code=USER_ERROR)
-    why_not = struck.why_not or (None if str(victim.parent) in job.error else f"unrelated error: {job.error}")
-    return struck._replace(moment=f"{where}, {victim.name}", why_not=why_not)
+    result = trial.ends(job, lambda: None, within=_SOON_S + trial.baseline.ends_s, code=USER_ERROR)
+    why_not = result.why_not or (None if str(victim.parent) in job.error else f"unrelated error: {job.error}")
+    return result._replace(moment=f"{where}, {victim.name}", why_not=why_not)
 
 
 def _disk_full(trial: Trial) -> FaultResult:
@@ -132,15 +132,15 @@ def _disk_full(trial: Trial) -> FaultResult:
             return
 
     job = trial.at_a_step()
-    struck = trial.ends(job, fill, within=2 * _SOON_S, code=INTERNAL_ERROR)
+    result = trial.ends(job, fill, within=2 * _SOON_S, code=INTERNAL_ERROR)
     ballast.unlink()
-    return struck._replace(why_not=struck.why_not or ("it printed a traceback" if "Traceback" in job.said else None))
+    return result._replace(why_not=result.why_not or ("it printed a traceback" if "Traceback" in job.said else None))
 
 
 def _link_cut(trial: Trial) -> FaultResult:
-    struck = trial.ends(trial.at_a_step(), lambda: netcluster.run("cut", "h1"), within=_MISSED_S)
+    result = trial.ends(trial.at_a_step(), lambda: netcluster.run("cut", "h1"), within=_MISSED_S)
     netcluster.run("mend", "h1")
-    return struck
+    return result
 
 
 def why_no_mount() -> str | None:

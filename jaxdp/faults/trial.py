@@ -67,7 +67,7 @@ class Trial:
       folder: folder of this trial only.
       ranks: number of ranks of each job.
       chance: random generator for all random choices.
-      usual: behaviour of a job without a fault.
+      baseline: behaviour of a job without a fault.
       environment: environment variables of the jobs, in addition to those of this process.
       afterwards: callbacks to run at the end of the trial.
       launcher: words of the command line before the number of ranks.
@@ -77,7 +77,7 @@ class Trial:
     folder: pathlib.Path
     ranks: int
     chance: random.Random
-    usual: Baseline
+    baseline: Baseline
     environment: Mapping[str, str]
     afterwards: contextlib.ExitStack
     launcher: tuple[str, ...] = ("mpirun", "-n")
@@ -90,7 +90,7 @@ class Trial:
     @property
     def patience_s(self) -> float:
         """Timeout in seconds for a job to finish the run."""
-        return 30.0 + 4 * self.usual.ends_s
+        return 30.0 + 4 * self.baseline.ends_s
 
     def saves(self) -> list[int]:
         """Returns the steps of the complete checkpoints."""
@@ -116,12 +116,12 @@ class Trial:
 
     def at_any_moment(self) -> Job:
         """Returns a job at a random time between the start of its ranks and its end."""
-        seconds = self.chance.uniform(0.0, self.usual.ends_s)
+        seconds = self.chance.uniform(0.0, self.baseline.ends_s)
         return self._caught(lambda job: job.wait_until(job.is_complete), then=seconds)
 
     def while_loading(self) -> Job:
         """Returns a job before its first step."""
-        seconds = self.chance.uniform(0.0, self.usual.trains_s)
+        seconds = self.chance.uniform(0.0, self.baseline.trains_s)
         return self._caught(lambda job: job.wait_until(job.is_complete), then=seconds, before_step=1)
 
     def at_a_step(self) -> Job:

@@ -31,8 +31,8 @@ _DUMP, _ACKNOWLEDGED = b"dump", b"ok"
 _GRACE_S = 2.0
 
 
-@dataclasses.dataclass
-class Seen:
+@dataclasses.dataclass(frozen=True)
+class RankStatus:
     """What rank 0 knows about a rank.
 
     Attributes:
@@ -82,7 +82,7 @@ class Watchdog:
         self._world, self._seconds = world, seconds
         self._every = min(1.0, seconds / _REPORTS)
         now = time.monotonic()
-        self._seen = [Seen(host, world.activity.phase, 0, -1, now, now) for host in world.hosts]
+        self._statuses = [RankStatus(host, world.activity.phase, 0, -1, now, now) for host in world.hosts]
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("", 0))
         port = self._socket.getsockname()[1]
@@ -112,7 +112,7 @@ class Watchdog:
         while not self._is_over.is_set():
             if self._has_slept():
                 now = time.monotonic()
-                self._seen = [dataclasses.replace(seen, moved=now, heard=now) for seen in self._seen]
+                self._statuses = [dataclasses.replace(status, moved=now, heard=now) for status in self._statuses]
             self._note(self._state(), None)
             deadline = time.monotonic() + self._every
             while (left := deadline - time.monotonic()) > 0 and not self._is_over.is_set():
@@ -120,9 +120,9 @@ class Watchdog:
                     self._note(data, address)
                     self._send(_ACKNOWLEDGED, address)
             now = time.monotonic()
-            heard = [seen for seen in self._seen if now - seen.heard < self._silent_after]
-            patience = max((_PATIENCE.get(seen.phase, 1.0) for seen in heard), default=1.0)
-            if now - max(seen.moved for seen in self._seen) > patience * self._seconds:
+            heard = [status for status in self._statuses if now - status.heard < self._silent_after]
+            patience = max((_PATIENCE.get(status.phase, 1.0) for status in heard), default=1.0)
+            if now - max(status.moved for status in self._statuses) > patience * self._seconds:
                 self._end()
 
     def _note(self, data: bytes, address: Any) -> None:
@@ -131,20 +131,20 @@ class Watchdog:
             token, rank, phase, step, beats = json.loads(data)
             if token != self._token:
                 return
-            seen, now = self._seen[rank], time.monotonic()
-            if (phase, step, beats) != (seen.phase, seen.step, seen.beats):
-                seen.phase, seen.step, seen.beats, seen.moved = phase, step, beats, now
-            seen.heard, seen.address = now, address
+            status, now = self._statuses[rank], time.monotonic()
+            has_moved = (phase, step, beats) != (status.phase, status.step, status.beats)
+            moved = now if has_moved else status.moved
+            self._statuses[rank] = RankStatus(status.host, phase, step, beats, moved, now, address)
 
     def _end(self) -> None:
-        text, late = report(self._seen, time.monotonic(), silent_after=self._silent_after)
+        text, late = report(self._statuses, time.monotonic(), silent_after=self._silent_after)
         what = f"no rank has made progress for {self._seconds:g} s, aborting the job"
         print(f"jaxdp: error: {what}:\n{text}", file=sys.stderr, flush=True)
         for rank in late:
             if rank == 0:
                 faulthandler.dump_traceback()
-            elif self._seen[rank].address is not None:
-                self._send(_DUMP, self._seen[rank].address)
+            elif self._statuses[rank].address is not None:
+                self._send(_DUMP, self._statuses[rank].address)
         time.sleep(_GRACE_S)
         _exit(self._world.library)
 
@@ -165,7 +165,7 @@ class Watchdog:
             # Each rank has its own time limit, because the exit of one rank already ends the job.
             since = time.monotonic() if self._heard_of_root is None else self._heard_of_root
             if time.monotonic() - since > self._seconds + self._world.rank * _GRACE_S:
-                what = f"no message from rank 0 on {self._seen[0].host} for {self._seconds:g} s, aborting the job"
+                what = f"no message from rank 0 on {self._statuses[0].host} for {self._seconds:g} s, aborting the job"
                 where = f"rank {self._world.rank} of {self._world.size} on {self._world.host}"
                 print(f"jaxdp: error: {what} ({where})", file=sys.stderr, flush=True)
                 _exit(self._world.library)
@@ -189,7 +189,7 @@ def _exit(library: str) -> NoReturn:
     os._exit(INTERNAL_ERROR)
 
 
-def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, list[int]]:
+def report(ranks: list[RankStatus], now: float, *, silent_after: float) -> tuple[str, list[int]]:
     """Describes where each rank is, and finds the ranks that seem to hold up the job.
 
     Args:
@@ -201,7 +201,7 @@ def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, 
       The description, and the late ranks: the silent ranks or, if there are none, the ranks at the earliest step that
       do not wait in an allreduce (all ranks at that step if all of them wait).
     """
-    silent = [rank for rank, seen in enumerate(ranks) if now - seen.heard > silent_after]
+    silent = [rank for rank, status in enumerate(ranks) if now - status.heard > silent_after]
     others = [rank for rank in range(len(ranks)) if rank not in silent]
     least = min((ranks[rank].step for rank in others), default=0)
     behind = [rank for rank in others if ranks[rank].step == least]
@@ -209,9 +209,10 @@ def report(ranks: list[Seen], now: float, *, silent_after: float) -> tuple[str, 
     late = silent or [rank for rank in behind if ranks[rank].phase != ALLREDUCE] or behind
     lines = []
     for rank in silent:
-        seen = ranks[rank]
+        status = ranks[rank]
         lines.append(
-            f"  rank {rank} on {seen.host}: silent for {now - seen.heard:.0f} s, was in {seen.phase}, step {seen.step}"
+            f"  rank {rank} on {status.host}: silent for {now - status.heard:.0f} s, was in {status.phase}, "
+            f"step {status.step}"
         )
     groups: dict[tuple[str, int], list[int]] = {}
     for rank in others:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxdp.runtime.watchdog import Seen, addresses, report
+from jaxdp.runtime.watchdog import RankStatus, addresses, report
 
 SECONDS = 6
 LONG = ("--config.epochs=100.0", "--config.log_every_steps=1", f"--config.safety.watchdog_seconds={SECONDS}")
@@ -57,37 +57,37 @@ def test_slow_compilation_causes_no_alarm(jobs):
 
 def test_job_with_a_hidden_launcher_still_ends(jobs):
     """For example on a system that hides the processes of other users."""
-    hidden = "from jaxdp import launcher, watchdog; launcher.process = lambda pid: open('/proc/0/stat')"
+    hidden = "from jaxdp.runtime import launcher, watchdog; launcher.process = lambda pid: open('/proc/0/stat')"
     ended = jobs.run(0, "-c", f"{hidden}; watchdog._exit('MPICH')")
     assert (ended.code, ended.err) == (1, "")
 
 
-def seen(phase, step, moved, heard, host="a"):
-    return Seen(host, phase, step, 0, moved, heard)
+def status(phase, step, moved, heard, host="a"):
+    return RankStatus(host, phase, step, 0, moved, heard)
 
 
 def test_late_ranks_are_the_silent_or_else_the_furthest_behind():
     ranks = [
-        seen("step", 57, 40, 99),
-        seen("step", 57, 41, 99),
-        seen("input", 57, 38, 70, "b"),
-        seen("step", 57, 42, 99),
+        status("step", 57, 40, 99),
+        status("step", 57, 41, 99),
+        status("input", 57, 38, 70, "b"),
+        status("step", 57, 42, 99),
     ]
     text, late = report(ranks, 100, silent_after=5)
     others = "  3 ranks (first: rank 0): 60 s in step, step 57"
     assert (text, late) == ("  rank 2 on b: silent for 30 s, was in input, step 57\n" + others, [2])
-    ranks[2] = seen("input", 56, 38, 99, "b")
+    ranks[2] = status("input", 56, 38, 99, "b")
     text, late = report(ranks, 100, silent_after=5)
     assert (text, late) == ("  rank 2 on b: 62 s in input, step 56\n" + others, [2])
 
 
 def test_waiting_ranks_are_attributed_to_ranks_missing_from_the_allreduce():
-    ranks = [seen("allreduce", 57, 40, 99), seen("compute", 57, 41, 99), seen("allreduce", 57, 38, 99)]
+    ranks = [status("allreduce", 57, 40, 99), status("compute", 57, 41, 99), status("allreduce", 57, 38, 99)]
     text, late = report(ranks, 100, silent_after=5)
     assert late == [1]
     assert "  rank 1 on a: 59 s in compute, step 57" in text
     assert "  2 ranks (first: rank 0): 62 s in allreduce, step 57" in text
-    ranks[1] = seen("allreduce", 57, 41, 99)
+    ranks[1] = status("allreduce", 57, 41, 99)
     assert report(ranks, 100, silent_after=5)[1] == [0, 1, 2]
 
 
