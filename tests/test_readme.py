@@ -97,7 +97,7 @@ def test_readme_model_data_and_augmentation_train(jobs, tmp_path, monkeypatch):
 
 
 CONFIG_OF_ONES_OWN = """
-from configs.digits import get_config as digits
+from jaxdp.configs.digits import get_config as digits
 
 
 def get_config():

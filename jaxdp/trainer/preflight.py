@@ -76,7 +76,10 @@ def _require_equal(world: World, values: Mapping[str, Any], remedy: str) -> None
 @functools.cache
 def _code(package: pathlib.Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cc"), *package.rglob("*.h")]):
+    # In a checkout jaxdp/configs is a symbolic link, which rglob does not follow.
+    folders = (package, package / "configs")
+    paths = {path for folder in folders for kind in ("*.py", "*.cc", "*.h") for path in folder.rglob(kind)}
+    for path in sorted(paths):
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -1,6 +1,6 @@
 """A narrow ResNet with two blocks on digits; it has batch statistics and compiles in seconds."""
 
-from configs.digits import get_config as digits
+from jaxdp.configs.digits import get_config as digits
 
 
 def get_config():

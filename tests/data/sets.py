@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from configs.digits import get_config
 from jaxdp.config.schema import Config
+from jaxdp.configs.digits import get_config
 from jaxdp.data.load import check_memory, read
 from jaxdp.data.nodes import Group
 from jaxdp.runtime.activity import Activity

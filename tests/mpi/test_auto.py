@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs.digits import get_config
 from jaxdp.collectives import auto
 from jaxdp.collectives.allreduce import make_allreduce
 from jaxdp.collectives.buckets import Buckets
@@ -12,6 +11,7 @@ from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.config import MPI
 from jaxdp.collectives.measure import measure_network
 from jaxdp.config.schema import Config
+from jaxdp.configs.digits import get_config
 
 LAYOUT = Buckets.plan([np.zeros(1000, np.float32), np.zeros(10, np.float32)], bucket_bytes=40)
 DIGITS = Config.from_dict(get_config().to_dict()).allreduce

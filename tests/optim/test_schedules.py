@@ -3,9 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs.digits import get_config
 from jaxdp.config.run_lengths import RunLengths
 from jaxdp.config.schema import Config
+from jaxdp.configs.digits import get_config
 from jaxdp.optim.schedules import make_schedule
 
 # 100 steps, of which 20 are warmup; the peak rate is 0.1 x 40 / 10 = 0.4.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jobs import TAKES_LONG
 
-from configs.study_large_batch import get_config
 from jaxdp.config.schema import Config
+from jaxdp.configs.study_large_batch import get_config
 from jaxdp.study.large_batch import tables
 from jaxdp.study.protocol import Arm, Outcome, Protocol, StudyRun, arms, best, runs, split, summarise
 from jaxdp.study.statistics import corrected_interval
