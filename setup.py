@@ -5,6 +5,7 @@ import os
 import pathlib
 import shlex
 import subprocess
+import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 
 from setuptools import Extension, setup
@@ -101,4 +102,6 @@ if onednn := found_onednn():
             language="c++",
         )
     )
-setup(ext_modules=extensions)
+# In the default folder, build/, a build would reuse what an earlier one has left there, e.g. an engine for another MPI.
+with tempfile.TemporaryDirectory() as folder:
+    setup(ext_modules=extensions, options={"build": {"build_base": folder}})
