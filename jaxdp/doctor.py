@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdp.cli import parsing
+from jaxdp.collectives.engine_library import check_library
 from jaxdp.data import memory
-from jaxdp.runtime import process
+from jaxdp.runtime import mpi_libraries, process
 from jaxdp.runtime import world as world_module
 from jaxdp.runtime.world import AgreedExit, World
 from jaxdp.trainer import preflight
@@ -74,7 +75,7 @@ def examine(words: Sequence[str], world: World) -> None:
     found.tell("world", _hosts(world))
     for name, value in preflight.software(world).items():
         found.same(name, value, preflight.REMEDY)
-    _mpi(found)
+    _mpi(found, world)
     _cores(found, world)
     _devices(found, world)
     _memory(found, world)
@@ -100,11 +101,20 @@ def _span(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks))
 
 
-def _mpi(found: Findings) -> None:
+def _mpi(found: Findings, world: World) -> None:
     from mpi4py import MPI
 
     # World has already refused any level that is too low.
     found.tell("MPI threads", _THREAD_LEVELS[MPI.Query_thread()])
+    found.same("MPI library", mpi_libraries.loaded_library(), preflight.REMEDY)
+    for engine in ("native", "mpi4jax"):
+        error = None
+        try:
+            check_library(engine)
+        except ValueError as mistake:
+            error = str(mistake)
+        for text in sorted({text for text in world.allgather(error) if text}):
+            found.need(text)
 
 
 def _cores(found: Findings, world: World) -> None:

@@ -14,6 +14,7 @@ from jaxdp.collectives import auto, run_mpi4jax, run_native
 from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.config import AUTO
 from jaxdp.collectives.config import MPI as MPI_NAME
+from jaxdp.collectives.engine_library import agree_on_library
 from jaxdp.runtime import jax_compat
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def make_sum(
       dtype: float32 or float64.
       world: all ranks.
     """
+    agree_on_library(engine, world)
     if engine == "mpi4jax":
         return lambda payload: _blocking_sum(payload, choice, world.device_comm)
     plan = run_native.plan_of(choice, num_elements, dtype, world)
@@ -158,6 +160,7 @@ def make_allreduce(
       axis: name of the mesh axis of the local devices; "native" only.
       parts: number of parts into which each bucket is cut, one per local device; "native" only.
     """
+    agree_on_library(config.engine, world)
     choices: Sequence[Choice] = []
     if world.size == 1:
         chosen, description = None, "none (single process)"

@@ -68,7 +68,12 @@ def engine(mpi: str) -> ctypes.CDLL:
     Raises:
       ValueError: the engine has not been built for this MPI.
     """
-    return _load("_engine_openmpi" if mpi == "Open MPI" else "_engine_mpich", _ENGINE, f" with {mpi}'s mpicc")
+    return _load(engine_path(mpi), _ENGINE)
+
+
+def engine_path(mpi: str) -> str:
+    """Returns the path of the shared library that `engine` loads, with the same argument and error."""
+    return _path("_engine_openmpi" if mpi == "Open MPI" else "_engine_mpich", f" with {mpi}'s mpicc")
 
 
 @functools.cache
@@ -78,7 +83,7 @@ def rows() -> ctypes.CDLL:
     Raises:
       ValueError: it has not been built.
     """
-    return _load("_rows", _ROWS, "")
+    return _load(_path("_rows"), _ROWS)
 
 
 @functools.cache
@@ -88,7 +93,7 @@ def layers() -> ctypes.CDLL:
     Raises:
       ValueError: the layers have not been built.
     """
-    return _load("_layers", {}, "")
+    return _load(_path("_layers"), {})
 
 
 @functools.cache
@@ -100,7 +105,7 @@ def convolutions() -> ctypes.CDLL | None:
     # Load the dependencies first, because the dynamic linker does not search the folders of Python packages.
     for path in shared:
         ctypes.CDLL(path)
-    return _load("_convolutions", _CONVOLUTIONS, "")
+    return _load(_path("_convolutions"), _CONVOLUTIONS)
 
 
 def onednn() -> str | None:
@@ -121,11 +126,15 @@ def _shared() -> list[str] | None:
         return None
 
 
-def _load(name: str, functions: dict[str, tuple[Any, list[Any]]], by: str) -> ctypes.CDLL:
+def _path(name: str, by: str = "") -> str:
     found = importlib.util.find_spec(f"jaxdp.native.{name}")
     if found is None or found.origin is None:
         raise ValueError(f"the native part of jaxdp is not built{by}: run ./launch/setup (or pip install .)")
-    loaded = ctypes.CDLL(found.origin)
+    return found.origin
+
+
+def _load(path: str, functions: dict[str, tuple[Any, list[Any]]]) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(path)
     for function_name, (result, arguments) in functions.items():
         function = getattr(loaded, function_name)
         function.restype, function.argtypes = result, arguments

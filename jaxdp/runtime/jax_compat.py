@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -43,6 +44,13 @@ def initialize_distributed() -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(cluster_detection_method="mpi4py")
+
+
+def mpi4jax_binaries() -> list[pathlib.Path]:
+    """Returns the shared libraries of mpi4jax, without importing it."""
+    found = importlib.util.find_spec("mpi4jax")
+    folders = [] if found is None else found.submodule_search_locations or []
+    return [path for folder in folders for path in sorted(pathlib.Path(folder).rglob("*.so"))]
 
 
 def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:

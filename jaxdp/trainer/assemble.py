@@ -107,7 +107,7 @@ class Run:
 
 def build(config: Config, world: World) -> Run:
     """Builds every part of a run; a user error in any of them ends the job with one message."""
-    check_software(world)
+    check_software(world, engine=config.allreduce.engine)
     jax_compat.use_compilation_cache(rank=world.rank, size=world.size)
     placement = make_placement(config.allreduce.engine, world)
     prepare_digits(config.data, world)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxdp import __version__, native
+from jaxdp.collectives.engine_library import agree_on_library
 from jaxdp.step.state import named_leaves
 
 if TYPE_CHECKING:
@@ -22,11 +23,16 @@ REMEDY = "use one environment, made by launch/setup, on all hosts"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "mpi4jax", "mpi4py", "numpy", "orbax-checkpoint", "tensorflow-datasets")
 
 
-def check_software(world: World) -> None:
+def check_software(world: World, *, engine: str) -> None:
     """Ends the job with one message unless all ranks run the same software; warns if their CPUs differ.
 
     Different CPUs or numbers of cores do not affect the result, but the slowest rank sets the pace.
+
+    Args:
+      world: all ranks.
+      engine: engine of the job, which must use the MPI library of mpi4py.
     """
+    agree_on_library(engine, world)
     _require_equal(world, software(world), REMEDY)
     hardware = {"CPU model": cpu(), "number of cores per rank": world.threads}
     for what, value in hardware.items():
