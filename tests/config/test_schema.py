@@ -3,9 +3,9 @@ import pytest
 from jaxdp.config.defaults import default_config
 from jaxdp.config.run_lengths import RunLengths, check_world
 from jaxdp.config.schema import RESUMABLE_SETTINGS, Config, SafetyConfig
+from jaxdp.configs.digits import get_config
 from jaxdp.optim.config import OptimizerConfig
 from jaxdp.settings.build import flattened
-from jaxdp.config.run_lengths import RunLengths, check_world
 
 
 def settings(**changes):
