@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import operator
+import traceback
 from typing import Any
 
 
@@ -11,18 +13,31 @@ def find(setting: str, name: str) -> Any:
 
     Args:
       setting: the setting that holds the name, for messages.
-      name: the name of the object, as `package.module:Name`.
+      name: the name of the object, as `package.module:Name` or `package.module:Class.name`.
 
     Raises:
-      ValueError: the module cannot be imported, or does not have the attribute.
+      ValueError: the name has another form, the module cannot be imported or fails while it is imported, or it does
+        not have the attribute.
     """
     module_name, _, attribute = name.partition(":")
+    # `importlib` would raise a TypeError or a message without the name on empty parts.
+    if not all(f"{module_name}.{attribute}".split(".")):
+        raise ValueError(f"{setting} must be written as 'package.module:Name', not {name!r}")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
             f"{setting} is {name!r}, but {module_name} cannot be imported: {error}: install it, or start the job in "
             "the folder that contains it"
         ) from error
+    except Exception as error:  # The module is a program of the user, so it may raise any exception.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+        where = "".join(f" ({frame.filename}, line {frame.lineno})" for frame in frames[-1:])
+        raise ValueError(
+            f"{setting} is {name!r}, but {module_name} fails while it is imported: {type(error).__name__}: "
+            f"{error}{where}"
+        ) from error
+    try:
+        return operator.attrgetter(attribute)(module)
     except AttributeError as error:
         raise ValueError(f"{setting} is {name!r}, but {error}") from error
