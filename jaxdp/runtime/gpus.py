@@ -34,12 +34,16 @@ class Share(NamedTuple):
     ranks: int = 1
 
 
-def visible() -> Visible:
-    """Returns the GPUs in CUDA_VISIBLE_DEVICES, or all GPUs that the NVIDIA driver lists."""
+def visible(driver: pathlib.Path = _DRIVER) -> Visible:
+    """Returns the GPUs in CUDA_VISIBLE_DEVICES, or all GPUs that the NVIDIA driver lists.
+
+    Args:
+      driver: the folder with one entry per GPU of this machine.
+    """
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
         return Visible(tuple(filter(None, names.split(","))), assigned=True)
-    return Visible(tuple(map(str, range(len(list(_DRIVER.glob("*")))))), assigned=False)
+    return Visible(tuple(map(str, range(len(list(driver.glob("*")))))), assigned=False)
 
 
 def share(of_ranks: Sequence[Visible], local_rank: int) -> Share:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import termios
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # Variables in which each launcher passes the rank and the number of ranks. Slurm's come last, because other launchers
@@ -36,24 +37,31 @@ class LaunchInfo(NamedTuple):
     size: int
 
 
-def launch_info() -> LaunchInfo | None:
-    """Returns the rank and the number of ranks, or None if no launcher reports one."""
+def launch_info(environment: Mapping[str, str] = os.environ) -> LaunchInfo | None:
+    """Returns the rank and the number of ranks, or None if no launcher reports one.
+
+    Args:
+      environment: the variables of the process.
+    """
     for rank, size in _VARIABLES:
-        if size in os.environ:
-            return LaunchInfo(int(os.environ.get(rank, "0")), int(os.environ[size]))
+        if size in environment:
+            return LaunchInfo(int(environment.get(rank, "0")), int(environment[size]))
     return None
 
 
-def cores() -> int:
+def cores(environment: Mapping[str, str] = os.environ) -> int:
     """Returns the number of cores of this process, at least 1: those it is bound to, or else its share of the host's.
 
     Unlike `World.threads` it is available before MPI is initialised, but less accurate: too high if processes are bound
     to the same cores, or if no launcher reports the number of processes on the host.
+
+    Args:
+      environment: the variables of the process.
     """
     bound = len(os.sched_getaffinity(0))
     if bound < (os.cpu_count() or 1):
         return bound
-    return max(1, bound // max((int(os.environ[name]) for name in _LOCAL_SIZES if name in os.environ), default=1))
+    return max(1, bound // max((int(environment[name]) for name in _LOCAL_SIZES if name in environment), default=1))
 
 
 def unlink_mpich_shm() -> None:

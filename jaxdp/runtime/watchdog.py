@@ -146,7 +146,7 @@ class Watchdog:
             elif self._statuses[rank].address is not None:
                 self._send(_DUMP, self._statuses[rank].address)
         time.sleep(_GRACE_S)
-        _exit(self._world.library)
+        exit_job(self._world.library)
 
     def _report(self) -> None:
         """On other ranks: reports to rank 0, and aborts the job if rank 0 is gone."""
@@ -168,7 +168,7 @@ class Watchdog:
                 what = f"no message from rank 0 on {self._statuses[0].host} for {self._seconds:g} s, aborting the job"
                 where = f"rank {self._world.rank} of {self._world.size} on {self._world.host}"
                 print(f"jaxdp: error: {what} ({where})", file=sys.stderr, flush=True)
-                _exit(self._world.library)
+                exit_job(self._world.library)
 
     def _receive(self, seconds: float) -> Iterator[tuple[bytes, Any]]:
         self._socket.settimeout(max(0.001, seconds))
@@ -181,7 +181,7 @@ class Watchdog:
             self._socket.sendto(data, address)
 
 
-def _exit(library: str) -> NoReturn:
+def exit_job(library: str) -> NoReturn:
     """Exits, so that the launcher ends the job, and kills the launcher in case it waits for a dead host."""
     # Some clusters hide other users' processes, and with them the job's launcher.
     with contextlib.suppress(OSError):

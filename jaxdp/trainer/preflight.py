@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import pathlib
@@ -46,7 +45,7 @@ def software(world: World) -> dict[str, str]:
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     return {
         "jaxdp": __version__,
-        "code of jaxdp": _code(pathlib.Path(__file__).parents[1]),
+        "code of jaxdp": code_hash(pathlib.Path(__file__).parents[1]),
         "Python": platform.python_version(),
         "MPI": world.library,
         **versions,
@@ -79,8 +78,8 @@ def _require_equal(world: World, values: Mapping[str, Any], remedy: str) -> None
     world.require_equal("list of compared values", list(values), remedy)
 
 
-@functools.cache
-def _code(package: pathlib.Path) -> str:
+def code_hash(package: pathlib.Path) -> str:
+    """Returns a hash of the names and contents of all Python and C++ files in a folder."""
     digest = hashlib.sha256()
     # In a checkout jaxdp/configs is a symbolic link, which rglob does not follow.
     folders = (package, package / "configs")

@@ -54,8 +54,7 @@ def test_all_gpus_of_the_driver_are_visible_without_assignment(monkeypatch, tmp_
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for slot in ("0000:01:00.0", "0000:41:00.0"):
         (tmp_path / slot).mkdir()
-    monkeypatch.setattr(gpus, "_DRIVER", tmp_path)
-    assert gpus.visible() == Visible(("0", "1"), assigned=False)
+    assert gpus.visible(tmp_path) == Visible(("0", "1"), assigned=False)
 
 
 def test_xla_accepts_the_flags_of_a_deterministic_run(jobs):

@@ -8,7 +8,7 @@ from jaxdp.runtime import launcher
 
 ARENAS = """
 import ctypes, os, pathlib, sys, threading
-from jaxdp import world
+from jaxdp.runtime import world
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 world.connect()
 threads = [threading.Thread(target=sorted, args=(range(1000),)) for _ in range(8)]
@@ -37,26 +37,18 @@ print(path.read_text().count("<heap nr="))
         ({"SLURM_PROCID": "0"}, None),
     ],
 )
-def test_rank_and_size_are_known_before_mpi_is_initialised(monkeypatch, variables, place):
-    for names in launcher._VARIABLES:
-        for name in names:
-            monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert launcher.launch_info() == place
+def test_rank_and_size_are_known_before_mpi_is_initialised(variables, place):
+    assert launcher.launch_info(variables) == place
 
 
+@pytest.mark.parametrize("variable", ["MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE"])
 @pytest.mark.parametrize(
     ("bound", "local_size", "cores"), [(64, None, 64), (64, 4, 16), (64, 3, 21), (64, 100, 1), (16, 4, 16), (1, 8, 1)]
 )
-def test_cores_are_bound_cores_or_a_share_of_the_host(monkeypatch, bound, local_size, cores):
+def test_cores_are_bound_cores_or_a_share_of_the_host(monkeypatch, variable, bound, local_size, cores):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)))
-    for name in launcher._LOCAL_SIZES:
-        monkeypatch.delenv(name, raising=False)
-    if local_size is not None:
-        monkeypatch.setenv("MPI_LOCALNRANKS", str(local_size))
-    assert launcher.cores() == cores
+    assert launcher.cores({} if local_size is None else {variable: str(local_size)}) == cores
 
 
 def test_number_of_malloc_arenas_equals_the_number_of_cores(jobs):

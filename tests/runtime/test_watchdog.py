@@ -58,7 +58,7 @@ def test_slow_compilation_causes_no_alarm(jobs):
 def test_job_with_a_hidden_launcher_still_ends(jobs):
     """For example on a system that hides the processes of other users."""
     hidden = "from jaxdp.runtime import launcher, watchdog; launcher.process = lambda pid: open('/proc/0/stat')"
-    ended = jobs.run(0, "-c", f"{hidden}; watchdog._exit('MPICH')")
+    ended = jobs.run(0, "-c", f"{hidden}; watchdog.exit_job('MPICH')")
     assert (ended.code, ended.err) == (1, "")
 
 

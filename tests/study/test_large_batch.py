@@ -127,7 +127,7 @@ def test_study_run_matches_the_trainer(jobs):
 
 SCRIPT = """
 import dataclasses, pathlib, sys
-from jaxdp import world
+from jaxdp.runtime import world
 from jaxdp.study.large_batch import carry_out, tables
 from jaxdp.study.protocol import Protocol
 from tests.study.test_large_batch import SMALL

@@ -24,13 +24,15 @@ def test_working_machine_is_reported_as_ready(jobs, tmp_path):
 # A job with a faulty setup on rank 1 or on all ranks.
 ILL = """
 import os, sys
-from jaxdp import doctor, preflight, world
+from jaxdp import doctor
+from jaxdp.runtime import world
+from jaxdp.trainer import preflight
 
 
 def job(of_world):
     what = sys.argv.pop(1)
     if what == "code" and of_world.rank == 1:
-        preflight._code = lambda _: "0123456789ab"
+        preflight.code_hash = lambda _: "0123456789ab"
     doctor.examine(sys.argv[1:], of_world)
 
 
