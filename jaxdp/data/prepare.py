@@ -33,7 +33,7 @@ from jaxdp.data.shards import results, writing
 from jaxdp.runtime.world import USER_ERROR
 
 VERSION = "1.0.0"
-_SHARD_BYTES = 64 * 2**20
+SHARD_BYTES = 64 * 2**20
 _JPEG_QUALITY = 95
 _MOST_NAMED = 10
 
@@ -89,7 +89,13 @@ def main(words: Sequence[str]) -> None:
 
 
 def prepare(
-    source: pathlib.Path, name: str, data_dir: pathlib.Path | None, *, size: int | None = None, processes: int = 1
+    source: pathlib.Path,
+    name: str,
+    data_dir: pathlib.Path | None,
+    *,
+    size: int | None = None,
+    processes: int = 1,
+    shard_bytes: int = SHARD_BYTES,
 ) -> str:
     """Writes the data set and returns a summary for the user.
 
@@ -99,6 +105,7 @@ def prepare(
       data_dir: folder of the data sets; None for TFDS's own folder.
       size: length in pixels to which the shorter side of larger images is resized; None for no resizing.
       processes: number of processes that read and write.
+      shard_bytes: size of the image files in a shard.
 
     Raises:
       ValueError: the name or the layout of the folders is invalid, the data set exists already, an interrupted
@@ -118,7 +125,7 @@ def prepare(
     try:
         begun.mkdir(parents=True, exist_ok=True)
         check_inventory(begun, inventory)
-        shards = _shards(splits, begun, size)
+        shards = _shards(splits, begun, size, shard_bytes)
         written = _write_all(shards, name, classes, processes)
         _write_metadata(begun, name, classes, shards, written)
         begun.rename(folder)
@@ -141,11 +148,13 @@ def _parser() -> parsing.Parser:
     return parser
 
 
-def _shards(splits: dict[str, list[tuple[pathlib.Path, int]]], folder: pathlib.Path, size: int | None) -> list[Shard]:
+def _shards(
+    splits: dict[str, list[tuple[pathlib.Path, int]]], folder: pathlib.Path, size: int | None, shard_bytes: int
+) -> list[Shard]:
     shards = []
     for split, files in splits.items():
         total = sum(path.stat().st_size for path, _ in files)
-        count = max(1, min(len(files), -(-total // _SHARD_BYTES)))
+        count = max(1, min(len(files), -(-total // shard_bytes)))
         bounds = even_bounds(len(files), count).tolist()
         for index, part in enumerate(itertools.pairwise(bounds)):
             shards.append(Shard(split, index, count, tuple(files[slice(*part)]), folder, size))

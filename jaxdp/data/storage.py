@@ -20,8 +20,6 @@ from jaxdp.runtime.world import UserError
 
 # Size of a block in bytes; the last block of a file is padded with zeros.
 BLOCK_BYTES = 64
-# Size of the segments in which files are gathered while their total size is unknown.
-_SEGMENT_BYTES = 64 * 2**20
 
 
 class Storage(Protocol):
@@ -163,12 +161,16 @@ def _rows_of(units: np.ndarray, rows: np.ndarray, threads: int) -> np.ndarray:
 class Files:
     """Gathers files in memory while their total size is unknown.
 
+    Args:
+      segment_bytes: size of the segments of memory that hold the files; a larger file gets a segment of its size.
+
     Attributes:
       lengths: number of blocks of each file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, segment_bytes: int = 64 * 2**20) -> None:
         self.lengths: list[int] = []
+        self._segment_bytes = segment_bytes
         # Map segments instead of allocating them, so that each is returned to the system as soon as it has been copied.
         self._segments: list[tuple[mmap.mmap, int]] = []
 
@@ -178,7 +180,7 @@ class Files:
             num_blocks = -(-len(file) // BLOCK_BYTES)
             room = num_blocks * BLOCK_BYTES
             if not self._segments or self._segments[-1][1] + room > len(self._segments[-1][0]):
-                self._segments.append((mmap.mmap(-1, max(_SEGMENT_BYTES, room)), 0))
+                self._segments.append((mmap.mmap(-1, max(self._segment_bytes, room)), 0))
             segment, used = self._segments[-1]
             segment[used : used + len(file)] = file
             self._segments[-1] = segment, used + room

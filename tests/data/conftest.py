@@ -2,12 +2,12 @@ import dataclasses
 
 import pytest
 
-from jaxdp.data.tfds_source import _write_digits
-from tests.data.sets import CONFIG
+from jaxdp.data.tfds_source import prepare_digits
+from tests.data.sets import CONFIG, World
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     config = dataclasses.replace(CONFIG, dir=str(tmp_path_factory.mktemp("digits")))
-    _write_digits(config)
+    prepare_digits(config, World())
     return config

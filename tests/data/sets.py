@@ -24,6 +24,7 @@ class World:
         self.rank, self.size, self.threads = rank, size, 2
         self.leaders, self.local_size, self.host = tuple(range(size)), 1, "here"
         self.activity = Activity()
+        self.is_root, self.local_rank = rank == 0, 0
 
     def shared_array(self, shape, dtype):
         return np.empty(shape, dtype)

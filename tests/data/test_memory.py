@@ -1,3 +1,6 @@
+import os
+from types import SimpleNamespace
+
 import pytest
 
 from jaxdp.data import memory
@@ -29,21 +32,30 @@ def test_insufficient_memory_is_reported_before_reading(digits, monkeypatch):
         check(source, World(), encoded=True)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_free_memory_follows_the_tightest_limit(monkeypatch, tmp_path, version):
-    top, limit, used, idle = memory._VERSION_1 if version == 1 else memory._VERSION_2
-    unlimited = str(2**63 - 4096) if version == 1 else "max"
-    info = tmp_path / "meminfo"
-    info.write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
-    own = tmp_path / "own"
-    own.write_text("3:cpu,cpuacct:/else\n4:memory:/job/step\n0::/\n" if version == 1 else "0::/job/step\n")
-    monkeypatch.setattr(memory, "_MEMINFO", info)
-    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_CGROUP", own)
-    monkeypatch.setattr(memory, "_SHARED", tmp_path)
+# For each version of control groups: the folder of a group, the names of its files and how it says "no limit".
+VERSIONS = [
+    (
+        "4:memory:/job/step\n3:cpu,cpuacct:/else\n0::/\n",
+        *(
+            "memory/job/step",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+            str(2**63 - 4096),
+        ),
+    ),
+    ("0::/job/step\n", *("job/step", "memory.max", "memory.current", "inactive_file", "max")),
+]
+
+
+@pytest.mark.parametrize(("own", "folder", "limit", "used", "idle", "unlimited"), VERSIONS)
+def test_free_memory_follows_the_tightest_limit(monkeypatch, tmp_path, own, folder, limit, used, idle, unlimited):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 500 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text(own)
     in_ram = (500 * 1024, "in RAM")
-    assert memory.free_bytes(shared=False) == in_ram
-    inner = tmp_path / top / "job" / "step"
+    assert memory.free_bytes(shared=False, root=tmp_path) == in_ram
+    inner = tmp_path / "sys/fs/cgroup" / folder
     inner.mkdir(parents=True)
     # The file cache counts as used memory but can be reclaimed, so it is free.
     for folder in (inner, inner.parent):
@@ -57,5 +69,8 @@ def test_free_memory_follows_the_tightest_limit(monkeypatch, tmp_path, version):
     ]:
         (inner / limit).write_text(of_step + "\n")
         (inner.parent / limit).write_text(of_job + "\n")
-        assert memory.free_bytes(shared=False) == expected
-    assert memory.free_bytes(shared=True)[0] <= 1700
+        assert memory.free_bytes(shared=False, root=tmp_path) == expected
+    (tmp_path / "dev/shm").mkdir(parents=True)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=500, f_blocks=9))
+    assert memory.free_bytes(shared=True, root=tmp_path) == (1500, f"in {tmp_path}/dev/shm")
+    assert memory.free_bytes(shared=False, root=tmp_path) == (1700, "in its control group")

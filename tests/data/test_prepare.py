@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxdp.data import prepare as command
 from jaxdp.data.catalog import open_source
 from jaxdp.data.folders import listed
-from jaxdp.data.prepare import prepare, write_shard
+from jaxdp.data.prepare import SHARD_BYTES, Shard, prepare, write_shard
 from tests.data.sets import CONFIG, World, held
 
 
@@ -40,11 +40,9 @@ def read(folder, name, split):
     return source, sorted(zip(share.images.images_NHWC[:, 2, 2, 0].tolist(), share.labels_N.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_folders_become_a_data_set(photos, tmp_path, monkeypatch, processes):
-    if processes == 1:
-        monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
-    said = prepare(photos, "pets", tmp_path / "sets", processes=processes)
+@pytest.mark.parametrize(("processes", "shard_bytes"), [(1, 2000), (2, SHARD_BYTES)])
+def test_folders_become_a_data_set(photos, tmp_path, processes, shard_bytes):
+    said = prepare(photos, "pets", tmp_path / "sets", processes=processes, shard_bytes=shard_bytes)
     source, train = read(tmp_path / "sets", "pets", "train")
     assert said.endswith("MiB")
     assert "train 20, validation 2 images of 2 classes" in said
@@ -80,13 +78,15 @@ def test_larger_images_are_resized(photos, tmp_path):
     assert shapes == {(6, 8, 3)}
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_interrupted_preparation_resumes(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
-    monkeypatch.setattr(command, "_write_metadata", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(tfds.folder_dataset, "write_metadata", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        prepare(photos, "pets", tmp_path / "sets")
+        prepare(photos, "pets", tmp_path / "sets", shard_bytes=2000)
     monkeypatch.undo()
-    monkeypatch.setattr(command, "_SHARD_BYTES", 2000)
     begun = tmp_path / "sets/pets/1.0.0.begun"
     first, *others = sorted(path for path in begun.iterdir() if path.name[-5:].isdigit())
     assert others
@@ -98,18 +98,18 @@ def test_interrupted_preparation_resumes(photos, tmp_path, monkeypatch):
         read(tmp_path / "sets", "pets", "train")
     write(photos / "val/dog/new.png", 1)
     with pytest.raises(ValueError, match="was started with other files or another --size: delete it"):
-        prepare(photos, "pets", tmp_path / "sets")
+        prepare(photos, "pets", tmp_path / "sets", shard_bytes=2000)
     (photos / "val/dog/new.png").unlink()
-    prepare(photos, "pets", tmp_path / "sets")
+    prepare(photos, "pets", tmp_path / "sets", shard_bytes=2000)
     folder = tmp_path / "sets/pets/1.0.0"
     assert {path: (folder / path.name).stat().st_mtime_ns for path in kept} == kept
     assert len(read(tmp_path / "sets", "pets", "train")[1]) == 20
 
 
 def test_interrupted_shard_leaves_no_file(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_image", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Image, "open", interrupted)
     classes, splits = listed(photos)
-    (shard,) = [shard for shard in command._shards(splits, tmp_path, None) if shard.split == "train"]
+    shard = Shard("train", 0, 1, tuple(splits["train"]), tmp_path, None)
     with pytest.raises(KeyboardInterrupt):
         write_shard(shard, "pets", classes)
     assert not shard.path("pets").exists()

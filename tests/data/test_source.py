@@ -8,7 +8,7 @@ from jaxdp.data.catalog import open_source
 from jaxdp.data.decode import Decoder, fitted, image_of
 from jaxdp.data.nodes import Group
 from jaxdp.data.storage import BLOCK_BYTES
-from jaxdp.data.tfds_source import _write_digits
+from jaxdp.data.tfds_source import prepare_digits
 from tests.data.sets import CONFIG, World, held, make_data_set
 
 
@@ -29,7 +29,7 @@ def test_digits_contain_every_example_once(digits):
 
 def test_digits_are_written_once(digits):
     before = {path: path.stat().st_mtime_ns for path in pathlib.Path(digits.dir).glob("**/*")}
-    _write_digits(digits)
+    prepare_digits(digits, World())
     assert {path: path.stat().st_mtime_ns for path in pathlib.Path(digits.dir).glob("**/*")} == before
 
 

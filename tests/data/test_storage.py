@@ -5,7 +5,6 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdp.data import storage
 from jaxdp.data.decode import Decoder
 from jaxdp.data.rows import Buffers, aligned, copy_rows
 from jaxdp.data.storage import BLOCK_BYTES, Encoded, Files, Pixels
@@ -77,7 +76,7 @@ def test_buffer_is_reused_only_once_unreferenced():
 
 
 def encoded(images):
-    files = Files()
+    files = Files(segment_bytes=1000)
     files.add([file_of(image) for image in images])
     bounds = np.concatenate([[0], np.cumsum(files.lengths)])
     blocks = np.full((bounds[-1], BLOCK_BYTES), 255, np.uint8)
@@ -90,8 +89,7 @@ def pixels(images):
 
 
 @pytest.mark.parametrize("held", [pixels, encoded])
-def test_batch_is_filled_from_held_and_received_images(held, monkeypatch):
-    monkeypatch.setattr(storage, "_SEGMENT_BYTES", 1000)
+def test_batch_is_filled_from_held_and_received_images(held):
     images = RNG.integers(0, 256, (30, 7, 6, 3), np.uint8)
     images[3] = 0
     images_held = held(images)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from jaxdp.step.state import TrainState, fingerprint
 from jaxdp.trainer import orbax_compat
@@ -66,6 +67,7 @@ def test_incomplete_checkpoint_is_ignored(tmp_path):
     reader.close()
     checkpoints = Checkpoints(tmp_path, keep=3)
     assert checkpoints.latest_step() == 3
+    assert not half.exists()
     checkpoints.close()
 
 
@@ -155,13 +157,14 @@ def flipped(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_failed_background_save_is_reported(tmp_path):
+def test_failed_background_save_is_reported(tmp_path, monkeypatch):
     class Failed:
         def result(self):
             raise ValueError("several leaves") from OSError("No space left on device")
 
+    monkeypatch.setattr(ocp, "save_checkpointables_async", lambda *_: Failed())
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints._pending = Failed()
+    checkpoints.save(state(), dataclasses.replace(POSITION, step=1))
     with pytest.raises(OSError, match=f"saving to {tmp_path} failed: No space left on device"):
         checkpoints.save(state(), dataclasses.replace(POSITION, step=2))
     assert checkpoints.latest_step() is None
