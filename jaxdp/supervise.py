@@ -34,7 +34,6 @@ from jaxdp.trainer.workdir import CHECKPOINTS
 
 _LINE = re.compile(r"(?P<host>[^\s:#]+)(?:\s+slots\s*=\s*|:|\s+)?(?P<ranks>\d+)?\s*(?:#.*)?")
 _EXPORTED = ("TFDS_DATA_DIR", "JAXDP_CACHE_DIR", "XLA_FLAGS")
-_POLL_S = 0.5
 _PROBE_S = 10.0
 _LONGEST_BACK_OFF_S = 300.0
 
@@ -47,11 +46,13 @@ class Policy:
       most_failures: number of consecutive failures without a new checkpoint after which the supervisor gives up.
       back_off_s: delay before a restart, in seconds; doubles with every further failure without a new checkpoint.
       look_every_s: interval between probes of missing hosts, in seconds.
+      poll_s: interval at which the supervisor looks whether the job has ended, in seconds.
     """
 
     most_failures: int = 5
     back_off_s: float = 5.0
     look_every_s: float = 30.0
+    poll_s: float = 0.5
 
 
 def read_hosts(path: pathlib.Path) -> dict[str, int]:
@@ -185,7 +186,7 @@ class Supervisor:
         missing = [host for host in self._hosts if host not in hosts]
         look, is_asked = time.monotonic() + self._policy.look_every_s, False
         while (code := self._job.poll()) is None:
-            time.sleep(_POLL_S)
+            time.sleep(self._policy.poll_s)
             if missing and not is_asked and time.monotonic() > look:
                 if back := [host for host in missing if self._answers(host)]:
                     self._say(f"{', '.join(back)} available again: asking the job to save and stop")
@@ -198,7 +199,7 @@ class Supervisor:
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._is_asked():
-            time.sleep(min(_POLL_S, seconds))
+            time.sleep(min(self._policy.poll_s, seconds))
 
 
 def main(words: Sequence[str]) -> int:

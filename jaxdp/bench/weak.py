@@ -112,12 +112,21 @@ def _measured(arguments: argparse.Namespace, hosts: int) -> Iterator[WeakRow]:
         num_bytes = 4 * next(iter(sizes.values()))
         transfer = 2 * (hosts - 1) / hosts * num_bytes * 8e-9 / goodput if goodput else 0.0
         for name, pairs in seconds.items():
-            row = _row(name, hosts, arguments.batch, pairs, transfer)
+            row = row_of(name, hosts, arguments.batch, pairs, transfer)
             print(_text(row), flush=True)
             yield row
 
 
-def _row(name: str, hosts: int, batch: int, pairs: Sequence[tuple[float, float]], transfer: float) -> WeakRow:
+def row_of(name: str, hosts: int, batch: int, pairs: Sequence[tuple[float, float]], transfer: float) -> WeakRow:
+    """Summarises the rounds of a framework.
+
+    Args:
+      name: name of the framework.
+      hosts: number of hosts.
+      batch: images per host.
+      pairs: seconds of a step in each round, on one host alone and on all hosts together.
+      transfer: seconds that the gradient takes over the network, at least.
+    """
     alone, together = np.median(pairs, axis=0).tolist()
     efficiencies = [of_alone / of_together for of_alone, of_together in pairs]
     return WeakRow(

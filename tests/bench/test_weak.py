@@ -28,7 +28,7 @@ def test_finished_job_raises_instead_of_blocking(tmp_path):
 
 
 def test_efficiency_is_the_median_over_rounds():
-    row = weak._row("native", 2, 8, [(1.0, 1.25), (1.0, 2.0), (2.0, 2.5)], transfer=0.1)
+    row = weak.row_of("native", 2, 8, [(1.0, 1.25), (1.0, 2.0), (2.0, 2.5)], transfer=0.1)
     assert row.efficiencies == [0.8, 0.5, 0.8]
     assert (row.efficiency, row.alone_s, row.together_s, row.images_per_second) == (0.8, 1.0, 2.0, 8.0)
 

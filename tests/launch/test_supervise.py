@@ -64,14 +64,9 @@ class Run:
             answers=lambda host: host in self.present,
             start=self.start,
             saved=lambda: self.step,
-            policy=Policy(**{"back_off_s": 0.01, "look_every_s": 0.1, **policy}),
+            policy=Policy(**{"back_off_s": 0.01, "look_every_s": 0.1, "poll_s": 0.01, **policy}),
             say=self.said.append,
         )
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    monkeypatch.setattr(supervise, "_POLL_S", 0.01)
 
 
 def test_failed_job_is_restarted_until_it_succeeds():
@@ -106,22 +101,20 @@ def test_no_job_starts_without_hosts():
 def test_returning_host_rejoins_the_run():
     run = Run((1, None), (1, 0))
     run.present = {"a"}
-    supervisor = run.supervisor()
     begin = run.start
 
     def start(hosts):
         run.present = set(HOSTS)
         return begin(hosts)
 
-    supervisor._start = start
-    assert supervisor.run() == 0
+    run.start = start
+    assert run.supervisor().run() == 0
     assert run.started == [("a",), ("a", "b")]
     assert "b available again: asking the job to save and stop" in run.said
 
 
 def test_signal_is_forwarded_and_ends_the_supervisor():
     run = Run((1, None), (1, 0))
-    supervisor = run.supervisor()
     begin = run.start
 
     def start(hosts):
@@ -129,7 +122,8 @@ def test_signal_is_forwarded_and_ends_the_supervisor():
         supervisor.hear(signal.SIGTERM, None)
         return job
 
-    supervisor._start = start
+    run.start = start
+    supervisor = run.supervisor()
     assert supervisor.run() == 75
     assert len(run.started) == 1
 
