@@ -2,7 +2,7 @@
 
 MODELS = {
     "cnn": "jaxdp.models.tiny:CNN",
-    "googlenet": "jaxdp.models.googlenet:GoogLeNetAsItWas",
+    "googlenet": "jaxdp.models.googlenet:GoogLeNetOriginal",
     "googlenet_bn": "jaxdp.models.googlenet:GoogLeNetBN",
     "nin": "jaxdp.models.nin:NetworkInNetwork",
     "resnet": "jaxdp.models.resnet:ResNet",
