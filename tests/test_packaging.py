@@ -75,7 +75,7 @@ def test_user_configs_folder_does_not_hide_our_configs(project):
 
 
 def test_code_has_the_same_hash_in_a_checkout_and_installed(source):
-    assert preflight._code(ROOT / "jaxdp") == preflight._code(source / "jaxdp")
+    assert preflight.code_hash(ROOT / "jaxdp") == preflight.code_hash(source / "jaxdp")
 
 
 def test_source_distribution_has_all_that_a_build_needs(source):
