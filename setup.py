@@ -82,7 +82,7 @@ extensions = [
     ),
     Extension(
         "jaxdp.native._layers",
-        sources=[f"jaxdp/native/{name}.cc" for name in ("normalisation", "pooling")],
+        sources=[f"jaxdp/native/{name}.cc" for name in ("normalisation", "ordering", "pooling")],
         depends=[f"jaxdp/native/{name}.h" for name in ("threads", "vectorised")],
         extra_compile_args=[*common, "-isystem", xla_headers()],
         extra_link_args=["-pthread"],

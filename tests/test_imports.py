@@ -29,6 +29,23 @@ PURE = [
 ]
 
 
+# One pass with two microbatches, as a training step traces it.
+MICROBATCHES = """
+import functools, sys
+import jax, numpy as np
+from jaxdp.data.batch import Batch
+from jaxdp.models.network import Network
+from jaxdp.step.forward_backward import forward_backward
+from jaxdp.step.task import Task
+
+network, params, stats = Network.create("cnn", {"width": 4}, image_shape=(8, 8, 1), num_classes=10, seed=0)
+task = Task(network, (0.5,), (0.25,), 4, padded=False, microbatches=2)
+batch = Batch(np.zeros((4, 8, 8, 1), np.uint8), np.ones((4, 4), np.int32))
+jax.jit(functools.partial(forward_backward, task)).lower(params, stats, batch)
+assert "mpi4py.MPI" not in sys.modules, "the step has opened MPI"
+"""
+
+
 def modules():
     for path in sorted((ROOT / "jaxdp").rglob("*.py")):
         yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -45,3 +62,7 @@ def test_importing_starts_nothing():
 
 def test_pure_modules_need_neither_jax_nor_mpi():
     run(CHECK + "assert not {'jax', 'mpi4py', 'flax'} & set(sys.modules)", *PURE)
+
+
+def test_microbatches_of_the_step_do_not_open_mpi():
+    run(MICROBATCHES)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 # MPI takes counts as 32-bit integers.
 _LARGEST_COUNT = 2**30
-_TARGET, _PASS = "jaxdp_allreduce", "jaxdp_pass"
 _MESSAGE_ROOM = 4096
 
 
@@ -198,7 +197,6 @@ class ProgressEngine:
 
     def serve_programs(self) -> None:
         """Makes the module's function `allreduce` (inside jit) use this engine."""
-        _register()
         self._library.jaxdp_serve_programs(self._engine)
 
 
@@ -258,11 +256,14 @@ def allreduce(
     import jax
     import jax.numpy as jnp
 
+    from jaxdp.native import handlers
+
     assert payload.shape == (plan.num_elements,), "the payload must have the size of its plan"
     assert payload.dtype == plan.dtype, "the payload must have the dtype of its plan"
     like = jax.ShapeDtypeStruct(payload.shape, payload.dtype)
-    of_program = jax.ffi.ffi_call(_TARGET, like, input_output_aliases={0: 0} if in_place else {})
-    return of_program(payload, jnp.asarray(device, jnp.int32), plan=np.int64(plan.number))
+    aliases = {0: 0} if in_place else None
+    on_device, number = jnp.asarray(device, jnp.int32), np.int64(plan.number)
+    return handlers.call(_library(), "allreduce", like, payload, on_device, aliases=aliases, plan=number)
 
 
 def allreduce_all(
@@ -282,42 +283,17 @@ def allreduce_all(
     Returns:
       The sums, in the order of the payloads.
     """
-    marked = [_pass(payload, token=True) for payload in payloads]
+    from jaxdp.native.ordering import after, with_token
+
+    marked = [with_token(payload) for payload in payloads]
     tokens = [token for _, token in marked]
     sums = [
         allreduce(payload, plan, device=device, in_place=True) for (payload, _), plan in zip(marked, plans, strict=True)
     ]
-    return [_pass(total, *tokens)[0] for total in sums]
-
-
-def once(array: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
-    """Returns the array unchanged, but makes its consumers wait for `others` (CPU, inside jit).
-
-    XLA ignores `jax.lax.optimization_barrier` on CPU.
-    """
-    _register()
-    return _pass(array, *others)[0]
-
-
-def _pass(array: jax.Array, *others: jax.Array, token: bool = False) -> list[jax.Array]:
-    """Returns the array, in the same memory, once all operands are ready; with `token`, also a token to wait for."""
-    import jax
-    import jax.numpy as jnp
-
-    results = [jax.ShapeDtypeStruct(array.shape, array.dtype)] + [jax.ShapeDtypeStruct((1,), jnp.int32)] * token
-    return list(jax.ffi.ffi_call(_PASS, results, input_output_aliases={0: 0})(array, *others))
+    return [after(total, tokens) for total in sums]
 
 
 def _library() -> ctypes.CDLL:
     from mpi4py import MPI
 
     return native.engine(MPI.get_vendor()[0])
-
-
-@functools.cache
-def _register() -> None:
-    import jax
-
-    library = _library()
-    for name, handler in [(_TARGET, library.jaxdp_xla_allreduce), (_PASS, library.jaxdp_xla_pass)]:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")

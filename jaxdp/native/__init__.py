@@ -2,7 +2,8 @@
 
 The engine sends the messages of many allreduces concurrently, overlapped with computation. `engine.h` documents it, and
 `c_api.cc` defines the C functions that this module calls. The CPU kernels need no MPI: `rows.cc` copies rows of images,
-`convolutions.cc` computes convolutions with oneDNN, and `normalisation.cc` and `pooling.cc` implement layers of models.
+`convolutions.cc` computes convolutions with oneDNN, `normalisation.cc` and `pooling.cc` implement layers of models, and
+`ordering.cc` orders the parts of a program. `handlers` makes programs call them.
 """
 
 from __future__ import annotations

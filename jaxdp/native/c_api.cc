@@ -1,4 +1,4 @@
-// The interface of the engine: plain C functions for Python's ctypes, and the handlers that XLA calls.
+// The interface of the engine: plain C functions for Python's ctypes, and the handler that XLA calls.
 
 #include <algorithm>
 #include <condition_variable>
@@ -64,9 +64,6 @@ ffi::Future allreduce(int64_t plan, ffi::AnyBuffer in, ffi::Buffer<ffi::S32> dev
   return future;
 }
 
-// Returns its first operand in the same memory. All other operands and results only order the program.
-ffi::Error pass(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
-
 }  // namespace
 }  // namespace jaxdp
 
@@ -74,8 +71,6 @@ ffi::Error pass(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Suc
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     jaxdp_xla_allreduce, jaxdp::allreduce,
     ffi::Ffi::Bind().Attr<int64_t>("plan").Arg<ffi::AnyBuffer>().Arg<ffi::Buffer<ffi::S32>>().Ret<ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(jaxdp_xla_pass, jaxdp::pass, ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
 extern "C" {
 

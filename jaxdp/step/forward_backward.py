@@ -11,10 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxdp.collectives import run_native
 from jaxdp.collectives.buckets import gradient_ready_order
 from jaxdp.data.batch import Batch
 from jaxdp.models.layers import batch_statistics_over
+from jaxdp.native.ordering import after
 from jaxdp.step.losses import cross_entropy, hits
 from jaxdp.step.state import TrainState
 from jaxdp.step.task import PyTree, Task
@@ -45,8 +45,7 @@ def forward_backward(task: Task, params: PyTree, stats: PyTree, batch: Batch) ->
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
         if unrolls:
             # Serialise microbatches, so that only one set of activations is live at a time.
-            image_BHWC = run_native.once(part.image_BHWC, jax.tree.leaves(total))
-            part = dataclasses.replace(part, image_BHWC=image_BHWC)
+            part = dataclasses.replace(part, image_BHWC=after(part.image_BHWC, jax.tree.leaves(total)))
         return jax.tree.map(jnp.add, total, _forward_backward(task, params, stats, part)), None
 
     # These zeros are device-varying, like the values that are added to them.

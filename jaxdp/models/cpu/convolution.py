@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxdp import native
 from jaxdp.models.cpu.forms import Pads, padding_of, uses_cpu_kernels
+from jaxdp.native import handlers
 
-_TARGET = "jaxdp_convolution"
 # The same numbers as in native/convolutions.cc.
 _OUTPUT, _INPUT_GRADIENT, _KERNEL_GRADIENT = range(3)
 
@@ -57,12 +57,19 @@ def _dtypes() -> tuple[str, ...]:
     library = native.convolutions()
     if library is None:
         return ()
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(library.jaxdp_xla_convolution), platform="cpu")
     return ("float32", "bfloat16") if library.jaxdp_has_bfloat16() else ("float32",)
 
 
 def _by_onednn(wanted: int, like: Any, *given: jax.Array, strides: Any, pads: Pads) -> jax.Array:
     """Computes one of a convolution's input, kernel and output, or its gradient, from the other two, in this order."""
-    integers = {"strides": np.array(strides, np.int64), "pads": np.array(pads, np.int64).ravel()}
-    of_program = jax.ffi.ffi_call(_TARGET, like)
-    return of_program(*given, wanted=np.int64(wanted), **integers)
+    library = native.convolutions()
+    assert library is not None, "oneDNN must be installed to compute convolutions with it"
+    return handlers.call(
+        library,
+        "convolution",
+        like,
+        *given,
+        wanted=np.int64(wanted),
+        strides=np.array(strides, np.int64),
+        pads=np.array(pads, np.int64).ravel(),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdp import native
-
-_TARGETS = ("max_pool", "max_pool_gradient", "norm_sums", "norm", "norm_gradient_sums", "norm_gradient")
+from jaxdp.native import handlers
 
 _is_plain = contextvars.ContextVar("is_plain", default=False)
 
@@ -48,25 +46,9 @@ def uses_cpu_kernels(*dtypes: Any) -> bool:
     return is_known and jax.default_backend() == "cpu" and not _is_plain.get()
 
 
-@functools.cache
-def _register() -> None:
-    library = native.layers()
-    for name in _TARGETS:
-        function = jax.ffi.pycapsule(getattr(library, f"jaxdp_xla_{name}"))
-        jax.ffi.register_ffi_target(f"jaxdp_{name}", function, platform="cpu")
-
-
 def call(name: str, like: Any, *arrays: jax.Array, **attributes: Any) -> Any:
-    """Calls an operation of native/normalisation.cc or native/pooling.cc.
-
-    Args:
-      name: name of the operation, without the prefix.
-      like: an array with the shape and dtype of the result, or several arrays for several results.
-      arrays: inputs of the operation.
-      attributes: attributes of the operation, as NumPy values.
-    """
-    _register()
-    return jax.ffi.ffi_call(f"jaxdp_{name}", like)(*arrays, **attributes)
+    """Calls an operation of native/normalisation.cc or native/pooling.cc, see `handlers.call`."""
+    return handlers.call(native.layers(), name, like, *arrays, **attributes)
 
 
 def padding_of(x_BHWC: jax.Array, window: tuple[int, int], strides: Any, padding: Any) -> Pads:
