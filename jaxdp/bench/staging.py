@@ -71,7 +71,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> list[StagingRow]:
     layout = Buckets.plan([bucket] * arguments.buckets, bucket_bytes=1)
     config = allreduce_config("native", arguments.algorithm, "float32", bucket_bytes=1)
     staging = Staging(engine.mesh, engine.host)
-    cross = staging.crossing(engine.make_allreduce(config, world, layout, None))
+    cross = engine.make_allreduce(config, world, layout, None).of_host_parts()
 
     def mine(rank: int) -> np.ndarray:
         return np.arange(-(-bucket.size // engine.num_devices) * engine.num_devices, dtype=np.float32) % 64 + rank

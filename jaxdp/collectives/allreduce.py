@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,21 @@ if TYPE_CHECKING:
     from jaxdp.runtime.world import World
 
 
+# For each bucket, the part of each local device, on the host's CPU device.
+HostParts = list[list[jax.Array]]
+
+
 class BucketSum(Protocol):
     """Sums buckets over all ranks; where it may be called depends on the engine.
 
     Attributes:
       chosen: the choice by measurement, to be saved with the run; None if the config made the choice.
       description: human-readable description.
+      needs_buckets: whether values must be packed into buckets; False if there is nothing to sum.
+      sums_devices: whether a call also sums over devices, and therefore belongs inside shard_map over them (one local
+        device alone needs no shard_map). Otherwise it belongs after the sum over the local devices.
+      recorded_plans: numbers of the plans whose events in the native engine tell when buckets were ready and summed;
+        empty if another engine sums them.
     """
 
     @property
@@ -39,7 +49,20 @@ class BucketSum(Protocol):
     @property
     def description(self) -> str: ...
 
+    @property
+    def needs_buckets(self) -> bool: ...
+
+    @property
+    def sums_devices(self) -> bool: ...
+
+    @property
+    def recorded_plans(self) -> list[int]: ...
+
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]: ...
+
+    def of_host_parts(self) -> Callable[[HostParts], HostParts]:
+        """Returns the function, outside jit, that sums parts of buckets over the ranks, for `placement.staging`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,11 +79,27 @@ class BlockingAllreduce:
     comm: MPI.Intracomm
     chosen: dict[str, Any] | None = None
     description: str = ""
+    needs_buckets: ClassVar[bool] = True
+    sums_devices: ClassVar[bool] = False
+
+    @property
+    def recorded_plans(self) -> list[int]:
+        """Always empty: mpi4jax does not record when buckets were ready."""
+        return []
 
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
         if self.comm.size == 1:
             return buckets
         return [_blocking_sum(bucket, choice, self.comm) for bucket, choice in zip(buckets, self.choices, strict=True)]
+
+    def of_host_parts(self) -> Callable[[HostParts], HostParts]:
+        """One program that sums the parts of one device after those of another."""
+
+        def blocking(parts: HostParts) -> HostParts:
+            of_devices = [self(list(of_device)) for of_device in zip(*parts, strict=True)]
+            return [list(of_bucket) for of_bucket in zip(*of_devices, strict=True)]
+
+        return jax.jit(blocking)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,11 +123,17 @@ class NativeAllreduce:
     num_devices: int
     chosen: dict[str, Any] | None = None
     description: str = ""
+    sums_devices: ClassVar[bool] = True
 
     @property
-    def is_nothing(self) -> bool:
-        """Whether there is nothing to sum, because there is only one device in one process."""
-        return self.plans is None and self.num_devices == 1
+    def needs_buckets(self) -> bool:
+        """False for one device in one process."""
+        return self.plans is not None or self.num_devices > 1
+
+    @property
+    def recorded_plans(self) -> list[int]:
+        """The plans of all buckets and devices."""
+        return [plan.number + device for plan in self.plans or () for device in range(self.num_devices)]
 
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
         if self.plans is None:
@@ -98,6 +143,21 @@ class NativeAllreduce:
         parts = scattered(buckets, self.axis, self.num_devices)
         sums = run_native.allreduce_all(parts, self.plans, device=jax.lax.axis_index(self.axis))
         return gathered(sums, [bucket.size for bucket in buckets], self.axis)
+
+    def of_host_parts(self) -> Callable[[HostParts], HostParts]:
+        """One program per part, so that each part is sent, and returned to its device, as soon as it is ready."""
+        assert self.plans is not None, "a job of one rank needs no staging"
+        programs = [
+            [
+                jax.jit(functools.partial(run_native.allreduce, plan=plan, device=device))
+                for device in range(self.num_devices)
+            ]
+            for plan in self.plans
+        ]
+        return lambda parts: [
+            [program(part) for program, part in zip(*of_bucket, strict=True)]
+            for of_bucket in zip(programs, parts, strict=True)
+        ]
 
 
 def scattered(buckets: Sequence[jax.Array], axis: str, num_devices: int) -> list[jax.Array]:
@@ -146,7 +206,7 @@ def make_allreduce(
     *,
     axis: str = "",
     parts: int = 1,
-) -> BlockingAllreduce | NativeAllreduce:
+) -> BucketSum:
     """Returns the allreduce that the config asks for, for buckets of this layout; all ranks must call it together.
 
     If the number of ranks, or their placement on nodes, does not suit the algorithm, the job ends with one message.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdp.collectives.allreduce import BucketSum
+from jaxdp.collectives.allreduce import BucketSum, HostParts
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.data.batch import Batch
-from jaxdp.placement.local import AXIS, LocalPlacement, TrainStep, as_varying
+from jaxdp.placement.local import AXIS, LocalPlacement, TrainStep, over_devices, packed_buckets
 from jaxdp.runtime import jax_compat
-from jaxdp.step.forward_backward import forward_backward
 from jaxdp.step.state import TrainState
 from jaxdp.step.task import BatchSum, Task
 from jaxdp.step.update import apply_gradients
@@ -38,10 +38,21 @@ class Psum:
     """
 
     description: str
-    chosen: None = None
+    chosen: ClassVar[None] = None
+    needs_buckets: ClassVar[bool] = True
+    sums_devices: ClassVar[bool] = True
+
+    @property
+    def recorded_plans(self) -> list[int]:
+        """Always empty: XLA does not record when buckets were ready."""
+        return []
 
     def __call__(self, buckets: list[jax.Array]) -> list[jax.Array]:
         return [jax.lax.psum(bucket, AXIS) for bucket in buckets]
+
+    def of_host_parts(self) -> Callable[[HostParts], HostParts]:
+        """Not available: the devices sum the buckets, so nothing is staged through the host."""
+        raise NotImplementedError("JAX's own collectives sum buckets on the devices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +125,7 @@ class DistributedPlacement:
         self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: BucketSum
     ) -> TrainStep:
         """Builds the training step, see `LocalEngine.train_step`."""
-
-        def on_device(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
-            params, stats = as_varying((params, stats))
-            return allreduce(layout.pack(forward_backward(task, params, stats, batch)))
-
-        specs = (PartitionSpec(), PartitionSpec(), PartitionSpec(AXIS))
-        summed = jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())
+        summed = over_devices(self.mesh, functools.partial(packed_buckets, task, layout), allreduce)
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             buckets = summed(state.params, state.stats, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import jax
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxdp.collectives.allreduce import BlockingAllreduce, BucketSum, NativeAllreduce, make_allreduce
+from jaxdp.collectives.allreduce import BucketSum, make_allreduce
 from jaxdp.collectives.batch_sum import make_batch_sums
 from jaxdp.collectives.buckets import Buckets
 from jaxdp.data.batch import Batch
@@ -32,12 +33,27 @@ AXIS = "device"
 _REPLICATED = PartitionSpec()
 
 
-def as_varying(tree: PyTree) -> PyTree:
-    """Inside shard_map: marks values as device-varying, so that their gradients are not summed over devices yet.
+def over_devices(
+    mesh: jax.sharding.Mesh,
+    of_device: Callable[[PyTree, PyTree, Batch], PyTree],
+    summed: Callable[[PyTree], PyTree],
+    out: PartitionSpec = _REPLICATED,
+) -> Callable[[PyTree, PyTree, Batch], PyTree]:
+    """Runs a function of (params, stats, batch) on every device of a mesh and sums its results with `summed`."""
 
-    The gradients are summed once, together with all other values of the step.
-    """
-    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
+    def on_device(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
+        # Mark the parameters as device-varying, so that JAX does not sum their gradients over the devices: they are
+        # summed once, together with all other values of the step.
+        params, stats = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), (params, stats))
+        return summed(of_device(params, stats, batch))
+
+    specs = (_REPLICATED, _REPLICATED, PartitionSpec(AXIS))
+    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=out)
+
+
+def packed_buckets(task: Task, layout: Buckets, params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
+    """Returns one device's contributions to the values that a step sums, in buckets."""
+    return layout.pack(forward_backward(task, params, stats, batch))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +100,7 @@ class LocalPlacement:
 
     def make_allreduce(
         self, config: AllreduceConfig, world: World, layout: Buckets, chosen: dict[str, Any] | None
-    ) -> BlockingAllreduce | NativeAllreduce:
+    ) -> BucketSum:
         """Makes the allreduce of the buckets over the ranks, see `collectives.allreduce.make_allreduce`."""
         return make_allreduce(config, world, layout, chosen, axis=AXIS, parts=self.num_devices)
 
@@ -128,46 +144,51 @@ class LocalPlacement:
           layout: buckets of the values that `forward_backward` returns.
           allreduce: sums the buckets over the ranks.
         """
+        if not self.fused:
+            return self._staged_step(task, optimizer, layout, allreduce)
+        if allreduce.needs_buckets:
+            summed = self._summed_buckets(task, layout, allreduce)
 
-        def local(params: PyTree, stats: PyTree, batch: Batch) -> list[jax.Array]:
-            return layout.pack(forward_backward(task, params, stats, batch))
+            def reduced(state: TrainState, batch: Batch) -> PyTree:
+                return layout.unpack(summed(state.params, state.stats, batch))
+        else:
 
-        def update(state: TrainState, buckets: list[jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-            return apply_gradients(task, optimizer, state, layout.unpack(buckets))
+            def reduced(state: TrainState, batch: Batch) -> PyTree:
+                return forward_backward(task, state.params, state.stats, batch)
 
-        if isinstance(allreduce, NativeAllreduce) and allreduce.is_nothing:
-            # A single device has nothing to sum, so no buckets are packed.
-            return jax.jit(
-                lambda state, batch: apply_gradients(
-                    task, optimizer, state, forward_backward(task, state.params, state.stats, batch)
-                ),
-                donate_argnums=0,
-            )
-        if self.fused and isinstance(allreduce, NativeAllreduce):
-            # With one device the sum over devices is left out: XLA would combine the sums of all buckets, and no bucket
-            # could be sent before the last one is ready.
-            everywhere = (
-                (lambda *args: allreduce(local(*args)))
-                if self.num_devices == 1
-                else self._over_devices(local, allreduce)
-            )
-            return jax.jit(
-                lambda state, batch: update(state, everywhere(state.params, state.stats, batch)), donate_argnums=0
-            )
+        return jax.jit(
+            lambda state, batch: apply_gradients(task, optimizer, state, reduced(state, batch)), donate_argnums=0
+        )
 
-        if self.fused:
-            here = self._over_devices(local, lambda buckets: jax.lax.psum(buckets, AXIS))
-            return jax.jit(
-                lambda state, batch: update(state, allreduce(here(state.params, state.stats, batch))), donate_argnums=0
-            )
+    def _summed_buckets(
+        self, task: Task, layout: Buckets, allreduce: BucketSum
+    ) -> Callable[[PyTree, PyTree, Batch], list[jax.Array]]:
+        """Returns the function of (params, stats, batch) that computes buckets and sums them over devices and ranks."""
+        buckets_of = functools.partial(packed_buckets, task, layout)
+        if not allreduce.sums_devices:
+            of_rank = over_devices(self.mesh, buckets_of, lambda buckets: jax.lax.psum(buckets, AXIS))
+            return lambda *state_and_batch: allreduce(of_rank(*state_and_batch))
+        if self.num_devices > 1:
+            return over_devices(self.mesh, buckets_of, allreduce)
+        # With one device the sum over devices is left out: XLA would combine the sums of all buckets, and no bucket
+        # could be sent before the last one is ready.
+        return lambda *state_and_batch: allreduce(buckets_of(*state_and_batch))
 
+    def _staged_step(
+        self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: BucketSum
+    ) -> TrainStep:
+        """Builds the training step whose buckets pass through the host, see `Staging`."""
         staging = Staging(self.mesh, self.host)
         sizes = [bucket.size for bucket in layout.buckets]
+        buckets_of = functools.partial(packed_buckets, task, layout)
         forward = jax.jit(
-            self._over_devices(local, staging.scatter, out=PartitionSpec(AXIS)), out_shardings=staging.pinned
+            over_devices(self.mesh, buckets_of, staging.scatter, out=PartitionSpec(AXIS)), out_shardings=staging.pinned
         )
-        cross = staging.crossing(allreduce)
-        back = jax.jit(lambda state, parts: update(state, staging.gather(parts, sizes)), donate_argnums=0)
+        cross = allreduce.of_host_parts()
+        back = jax.jit(
+            lambda state, parts: apply_gradients(task, optimizer, state, layout.unpack(staging.gather(parts, sizes))),
+            donate_argnums=0,
+        )
 
         def staged(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
             parts = cross(staging.take(forward(state.params, state.stats, batch)))
@@ -177,22 +198,6 @@ class LocalPlacement:
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
         """Builds the function that sums loss and hits over this rank's host batch, see `step.evaluate_batch`."""
-        step = jax.jit(
-            self._over_devices(lambda *args: evaluate_batch(task, *args), lambda sums: jax.lax.psum(sums, AXIS))
-        )
+        evaluate = functools.partial(evaluate_batch, task)
+        step = jax.jit(over_devices(self.mesh, evaluate, lambda sums: jax.lax.psum(sums, AXIS)))
         return lambda params, stats, batch: step(params, stats, self.place(batch))
-
-    def _over_devices(
-        self,
-        of_device: Callable[[PyTree, PyTree, Batch], PyTree],
-        summed: Callable[[PyTree], PyTree],
-        out: PartitionSpec = _REPLICATED,
-    ) -> Callable[..., PyTree]:
-        """Runs a function of (params, stats, batch) on every local device and sums its results with `summed`."""
-
-        def on_device(params: PyTree, stats: PyTree, batch: Batch) -> PyTree:
-            params, stats = as_varying((params, stats))
-            return summed(of_device(params, stats, batch))
-
-        specs = (_REPLICATED, _REPLICATED, PartitionSpec(AXIS))
-        return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=out)

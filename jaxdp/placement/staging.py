@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxdp.collectives import run_native
-from jaxdp.collectives.allreduce import BucketSum, NativeAllreduce, gathered, scattered
-
-# For each bucket, the part of each local device, on the host's CPU device.
-HostParts = list[list[jax.Array]]
+from jaxdp.collectives.allreduce import HostParts, gathered, scattered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,29 +63,6 @@ class Staging:
             )
             for bucket in parts
         ]
-
-    def crossing(self, allreduce: BucketSum) -> Callable[[HostParts], HostParts]:
-        """Returns the function that sums the buckets over the ranks."""
-        if isinstance(allreduce, NativeAllreduce):
-            assert allreduce.plans is not None, "a job of one rank needs no staging"
-            # One program per part, so that each part is sent, and returned to its device, as soon as it is ready.
-            programs = [
-                [
-                    jax.jit(functools.partial(run_native.allreduce, plan=plan, device=device))
-                    for device in range(self.mesh.size)
-                ]
-                for plan in allreduce.plans
-            ]
-            return lambda parts: [
-                [program(part) for program, part in zip(*of_bucket, strict=True)]
-                for of_bucket in zip(programs, parts, strict=True)
-            ]
-
-        def blocking(parts: HostParts) -> HostParts:
-            of_devices = [allreduce(list(of_device)) for of_device in zip(*parts, strict=True)]
-            return [list(of_bucket) for of_bucket in zip(*of_devices, strict=True)]
-
-        return jax.jit(blocking)
 
     @property
     def _axis(self) -> str:

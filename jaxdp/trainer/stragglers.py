@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdp.collectives.allreduce import NativeAllreduce
+from jaxdp.collectives.allreduce import BucketSum
 from jaxdp.collectives.run_native import engine_of
 from jaxdp.runtime.world import World
 
@@ -42,12 +42,11 @@ class Pace:
         with a single rank, no times are recorded.
     """
 
-    def __init__(self, world: World, allreduce: Any):
+    def __init__(self, world: World, allreduce: BucketSum):
         self._world = world
-        self._plans: list[int] = []
-        if isinstance(allreduce, NativeAllreduce) and allreduce.plans is not None:
+        self._plans = allreduce.recorded_plans
+        if self._plans:
             self._engine = engine_of(world)
-            self._plans = [plan.number + part for plan in allreduce.plans for part in range(allreduce.num_devices)]
             self._seen = self._engine.counts()[0]
         # For each plan, finished allreduces that belong to no step yet. Allreduces of one plan run one after another.
         self._over: dict[int, collections.deque] = {number: collections.deque() for number in self._plans}
