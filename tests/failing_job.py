@@ -1,5 +1,6 @@
 """Training job in which one rank fails or misbehaves: `failing_job.py WHERE RANK [arguments of jaxdp.train]`."""
 
+import dataclasses
 import itertools
 import pathlib
 import sys
@@ -75,12 +76,29 @@ def narrowed(made, params, stats):
     return made, params, stats
 
 
+def incomplete(make_schedule):
+    """Wraps an algorithm so that its schedules lack the last move."""
+    from jaxdp.collectives.schedule import Schedule
+
+    def instead(*args, **options):
+        right = make_schedule(*args, **options)
+        *rounds, last = [right.round(index) for index in range(right.num_rounds)]
+        return Schedule.from_rounds(right.num_ranks, right.num_chunks, [*rounds, last[:-1]])
+
+    return instead
+
+
 def work(arguments, world):
+    from jaxdp.collectives import algorithms
     from jaxdp.data import decode, feed
     from jaxdp.models import network
     from jaxdp.placement import distributed, local
     from jaxdp.trainer import checkpoint, preflight
 
+    if WHERE == "schedule":
+        # On all ranks, as an algorithm with a mistake would be.
+        for name, algorithm in algorithms.ALGORITHMS.items():
+            algorithms.ALGORITHMS[name] = dataclasses.replace(algorithm, schedule=incomplete(algorithm.schedule))
     if world.rank == RANK:
         if WHERE == "feed":
             feed.padded = failing(feed.padded, after=20)

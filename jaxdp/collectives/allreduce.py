@@ -16,6 +16,7 @@ from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.config import AUTO
 from jaxdp.collectives.config import MPI as MPI_NAME
 from jaxdp.collectives.engine_library import agree_on_library
+from jaxdp.collectives.proof import prove_schedules
 from jaxdp.runtime import jax_compat
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ def make_allreduce(
 ) -> BucketSum:
     """Returns the allreduce that the config asks for, for buckets of this layout; all ranks must call it together.
 
-    If the number of ranks, or their placement on nodes, does not suit the algorithm, the job ends with one message.
+    The job ends with one message if the number of ranks, or their placement on nodes, does not suit the algorithm, or
+    if a schedule turns out to be wrong, see `prove_schedules`.
 
     Args:
       config: allreduce settings, with the engine "native" or "mpi4jax".
@@ -229,6 +231,9 @@ def make_allreduce(
     else:
         choice, count, chosen = _configured(config, world), len(layout.members), None
         choices, description = [choice] * count, f"{choice}; {count} bucket{'s' * (count > 1)}, {config.engine} engine"
+    dtypes = [bucket.dtype for bucket in layout.buckets]
+    if choices and (proof := prove_schedules(zip(choices, dtypes, strict=True), world)):
+        description += f", {proof}"
     if config.engine == "mpi4jax":
         return BlockingAllreduce(choices, world.device_comm, chosen, description)
     if world.size == 1:

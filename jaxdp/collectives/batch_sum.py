@@ -14,6 +14,7 @@ import numpy as np
 from jaxdp.collectives import run_native
 from jaxdp.collectives.allreduce import BlockingAllreduce, BucketSum, NativeAllreduce
 from jaxdp.collectives.choice import Choice
+from jaxdp.collectives.proof import prove_schedules
 
 if TYPE_CHECKING:
     from jaxdp.runtime.world import World
@@ -27,7 +28,8 @@ _CHOICE = Choice("halving_doubling")
 def make_batch_sums(engine: str, world: World, *, axis: str, num_devices: int) -> Callable[[], _Sum]:
     """Returns a function that makes, for each traced forward pass, the sum that its layers call one after another.
 
-    Each layer has its own plans, because the sums of different layers may be in progress at the same time.
+    All ranks must call it together, because rank 0 first verifies the schedule of the sums. Each layer has its own
+    plans, because the sums of different layers may be in progress at the same time.
 
     Args:
       engine: "native", or "mpi4jax" with one device per rank.
@@ -35,6 +37,8 @@ def make_batch_sums(engine: str, world: World, *, axis: str, num_devices: int) -
       axis: name of the mesh axis of the local devices, if there are several.
       num_devices: number of local devices along the axis.
     """
+    if world.size > 1:
+        prove_schedules([(_CHOICE, np.dtype(np.float32))], world)
 
     @functools.cache
     def of_layer(layer: int, size: int, dtype: np.dtype) -> _Sum:

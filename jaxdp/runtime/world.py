@@ -44,7 +44,7 @@ class UserError(ValueError):
 
 
 class Failure(Exception):  # noqa: N818
-    """A failure outside this program, e.g. of a disk, a host or memory; aborts the job with one message."""
+    """A failure that is not the user's mistake, e.g. of a disk, a host or memory; aborts the job with one message."""
 
 
 class AgreedExit(SystemExit):

@@ -5,6 +5,8 @@ import optax
 import pytest
 
 import jaxdp
+from jaxdp.collectives import proof
+from jaxdp.collectives.choice import Choice
 
 
 def tree(rank):
@@ -94,6 +96,16 @@ def test_one_rank_may_recompile_its_step_alone(world):
     assert float(step(jnp.ones(4))) == 4 * world.size
     last = 3 if world.rank == 0 else 4
     assert float(step(jnp.ones(last))) == 4 * world.size - 1
+
+
+def test_rank_0_verifies_the_schedules_once(world, monkeypatch):
+    verified = []
+    monkeypatch.setattr(proof, "verify", lambda schedule, *, wire_rounds: verified.append((schedule, wire_rounds)))
+    mixed = {"wide": jnp.ones(33), "narrow": jnp.ones(33, jnp.bfloat16)}
+    for _ in range(2):
+        jaxdp.allreduce(mixed, world, algorithm="ring")
+    ring = Choice("ring").schedule(world.size)
+    assert sorted(verified, key=lambda found: found[1]) == ([(ring, False), (ring, True)] if world.is_root else [])
 
 
 @pytest.mark.parametrize(

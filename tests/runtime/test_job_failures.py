@@ -46,6 +46,22 @@ def test_undecodable_file_ends_the_job_with_one_message(jobs):
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.parametrize("algorithm", ["multicolor", "auto"])
+def test_wrong_schedule_ends_the_job_before_its_first_step(jobs, algorithm):
+    """With 16 bits on the wire, `auto` cannot choose MPI's own allreduce, which has no schedule."""
+    allreduce = (f"--config.allreduce.algorithm={algorithm}", "--config.allreduce.wire=bfloat16")
+    workdir = jobs.folder / f"wrong-schedule-{algorithm}"
+    ended = jobs.run(
+        2, "tests/failing_job.py", "schedule", "-1", *SHORT, *allreduce, f"--workdir={workdir}", timeout=60
+    )
+    assert ended.code == 1
+    assert ended.err.count("jaxdp: error: ") == 1
+    assert re.search(r"the schedule of .* for 2 ranks is wrong: .* bug in jaxdp: report it.* \(rank 0 of 2", ended.err)
+    assert "Traceback" not in ended.err
+    assert "allreduce" not in ended.out
+    assert not (workdir / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(("ranks", "drifts", "told"), [(3, 0, 0), (2, 1, 1)])
 def test_replica_that_differs_by_one_bit_is_named(jobs, ranks, drifts, told):
     """With two replicas neither is in the minority, and the second one is named."""

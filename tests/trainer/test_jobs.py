@@ -52,7 +52,7 @@ def test_metrics_have_the_expected_names(jobs):
 def test_settings_and_progress_are_printed(digits):
     for words in [
         "2 ranks",
-        "multicolor colors=2 arity=2; 1 bucket, native engine",
+        "multicolor colors=2 arity=2; 1 bucket, native engine, verified",
         "1,437 + 360 images",
         "64 = 32 per rank",
         "674 = 30 epochs",
