@@ -104,7 +104,7 @@ def _measure(size: int, arguments: argparse.Namespace, world: World) -> list[Inp
     group = Group.of(world, 1).opened(world.data_comm)
     check_memory(source, world, {"train": group})
     split = read(source, "train", world, group)
-    assert isinstance(split.images, Pixels)
+    assert isinstance(split.images, Pixels), "a synthetic source is read as decoded images"
     images_NHWC = split.images.images_NHWC
 
     def fed(place: Callable[[Batch], Batch]) -> float:

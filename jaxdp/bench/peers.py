@@ -30,12 +30,12 @@ class Peers:
 
     def measure(self, way: str) -> float:
         """Returns the seconds for one measurement, named by an element of `ways`."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None, "the process must be started with a pipe for its input"
         print(self.ways.index(way), file=self._process.stdin, flush=True)
         return float(self._answer())
 
     def _answer(self) -> str:
-        assert self._process.stdout is not None
+        assert self._process.stdout is not None, "the process must be started with a pipe for its output"
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError("the baseline run by --peers ended without a result: see its output above")
@@ -92,5 +92,5 @@ def _running(python: pathlib.Path, program: str, words: Sequence[str], lacks: st
     command = [str(python), str(pathlib.Path(__file__).with_name(program)), *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Peers(process, lacks)
-        assert process.stdin is not None
+        assert process.stdin is not None, "the process must be started with a pipe for its input"
         process.stdin.close()

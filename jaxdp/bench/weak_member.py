@@ -54,7 +54,7 @@ def serve(world: World) -> None:
 def main() -> None:
     # Bind each rank to one core (shared if there are too few), before anything counts the available cores.
     place = launcher.launch_info()
-    assert place is not None
+    assert place is not None, "the benchmark must start this program with an MPI launcher"
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[place.rank % len(cores)]})
     world_module.run(serve)

@@ -64,7 +64,7 @@ def allreduce(
         arrived = []
         for sent, received in step:
             if received is None:
-                assert sent is not None
+                assert sent is not None, "in every exchange this rank sends or receives"
                 jax_compat.send(packed(sent), dest=sent.dst, comm=comm)
                 continue
             sizes = pieces.sizes(received)

@@ -126,7 +126,7 @@ def rearrange(split: Split, holdings: np.ndarray, nodes: Nodes, comm: MPI.Intrac
     Returns:
       The split with the new holdings.
     """
-    assert isinstance(split.images, Pixels)
+    assert isinstance(split.images, Pixels), "only decoded images can change places"
     before = np.arange(split.num_examples) if split.holdings is None else split.holdings
     for sources, targets in moves(before, holdings, at_once=at_once):
         source_nodes, target_nodes = split.node_of(sources), split.node_of(targets)

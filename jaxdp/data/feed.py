@@ -97,7 +97,7 @@ def batches(
     # Columns of the global batch that go to the group's ranks, rank by rank.
     shares = [np.arange(*batch_split.rank_bounds[member : member + 2]) for member in group.ranks]
     columns, bounds = np.concatenate(shares), np.cumsum([0, *map(len, shares)])
-    assert group.comm is not None
+    assert group.comm is not None, "the group must be opened before batches are made"
     exchanging = group.comm
     audit = Audit(order, steps.start)
 

@@ -105,7 +105,7 @@ class _Reading:
                 labels_N[row] = record["label"]
             return [record["image"] for record in records]
 
-        assert self.source.files is not None
+        assert self.source.files is not None, "only a source with files can be stored encoded"
         with self.world.agree_or_exit():
             for some in self._parts(self.source.files, take):
                 files.add(some)

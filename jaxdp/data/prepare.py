@@ -205,7 +205,7 @@ def _image(path: pathlib.Path, size: int | None) -> bytes:
         kind = "PNG" if image.format == "PNG" else "JPEG"
         plain = image.convert("RGB")
     if smaller:
-        assert size is not None
+        assert size is not None, "an image is made smaller only if a size is set"
         scale = size / min(plain.size)
         plain = plain.resize(
             (max(size, round(plain.width * scale)), max(size, round(plain.height * scale))), Image.Resampling.BICUBIC

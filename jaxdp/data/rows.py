@@ -23,18 +23,26 @@ def copy_rows(source: np.ndarray, rows: np.ndarray, target: np.ndarray, places: 
       target: uint8 [M, ...], contiguous, with rows of the same size.
       places: int64 [n], rows of `target`, all different.
       threads: maximum number of threads, 1 or more; small copies use fewer.
+
+    Raises:
+      IndexError: a row or a place is out of range; nothing has been copied.
     """
     row_bytes = math.prod(source.shape[1:])
-    assert math.prod(target.shape[1:]) == row_bytes
-    assert all(array.dtype == np.uint8 and array.flags.c_contiguous for array in (source, target))
+    assert math.prod(target.shape[1:]) == row_bytes, "rows of source and target must have the same size"
+    for array in (source, target):
+        assert array.dtype == np.uint8, "source and target must be bytes"
+        assert array.flags.c_contiguous, "source and target must be contiguous"
     rows, places = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(places, np.int64)
-    assert len(rows) == len(places)
-    outside = native.rows().jaxdp_copy_rows(
+    assert len(rows) == len(places), "every row needs one place"
+    are_outside = native.rows().jaxdp_copy_rows(
         *(source.ctypes.data, len(source), rows.ctypes.data),
         *(target.ctypes.data, len(target), places.ctypes.data),
         *(len(rows), row_bytes, threads),
     )
-    assert not outside
+    if are_outside:
+        raise IndexError(
+            f"rows must be in 0..{len(source) - 1} and places in 0..{len(target) - 1}, but some are outside"
+        )
 
 
 def aligned(count: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -48,7 +48,7 @@ class Source:
     def example_bytes(self, split: str, *, encoded: bool) -> float:
         """Average size of an example in RAM, in bytes; approximate if images are encoded."""
         if encoded:
-            assert self.file_bytes is not None
+            assert self.file_bytes is not None, "only a source with files can be stored encoded"
             image_bytes = self.file_bytes[split] / self.sizes[split]
         else:
             image_bytes = math.prod(self.image_shape)

@@ -85,7 +85,7 @@ class Pixels:
 
     def of_units(self, units: np.ndarray, lengths: np.ndarray) -> Pixels:
         """Implements `Storage.of_units`."""
-        assert len(units) == len(lengths)
+        assert len(units) == len(lengths), "every image must be one unit"
         return Pixels(units.reshape(-1, *self.shape), self.threads)
 
     def put(self, rows: np.ndarray, units: np.ndarray) -> None:

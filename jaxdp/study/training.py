@@ -80,7 +80,9 @@ class Training:
           train: indices of the examples to train on, int64 [num_train].
         """
         order = Order(len(train), self._config.batch_size, seed)
-        assert order.num_examples == self.lengths.num_examples
+        assert order.num_examples == self.lengths.num_examples, (
+            "the run lengths must be those of this number of examples"
+        )
         numbers = order.examples(0, self.lengths.total_steps)
         epochs = order.epochs(0, self.lengths.total_steps)
         state = self._first(*self._parameters(seed))

@@ -69,7 +69,7 @@ class Run:
         data, size = self.config.data, self.lengths.num_examples
         if data.shuffle != "partition":
             return None
-        assert data.partitions is not None
+        assert data.partitions is not None, "the config check requires the number of partitions"
         return Partitions(size, data.partitions, data.exchange_every, self.config.batch_size, self.config.seed)
 
     @property

@@ -1,5 +1,7 @@
 import concurrent.futures
 import gc
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -48,8 +50,18 @@ def test_concurrent_copies_are_correct():
 def test_out_of_range_row_is_refused():
     images = np.zeros((3, 2), np.uint8)
     for rows, places in [([3], [0]), ([-1], [0]), ([0], [3]), ([0], [-1])]:
-        with pytest.raises(AssertionError):
+        with pytest.raises(IndexError, match=r"rows must be in 0\.\.2 and places in 0\.\.2, but some are outside"):
             copy_rows(images, np.array(rows), images.copy(), np.array(places), threads=1)
+
+
+def test_out_of_range_row_is_refused_without_asserts():
+    """`python -O` leaves asserts out."""
+    code = (
+        "import numpy as np; from jaxdp.data.rows import copy_rows; images = np.zeros((3, 2), np.uint8); "
+        "copy_rows(images, np.array([3]), images.copy(), np.array([0]), threads=1)"
+    )
+    ended = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False)
+    assert "IndexError: rows must be in 0..2" in ended.stderr
 
 
 def test_buffer_is_reused_only_once_unreferenced():
