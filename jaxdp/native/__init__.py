@@ -118,13 +118,17 @@ def _shared() -> list[str] | None:
     """Returns the paths of the files of `_SHARED`; None unless they are installed and the convolutions are built."""
     if importlib.util.find_spec("jaxdp.native._convolutions") is None:
         return None
-    try:
-        return [
-            str(next(file for file in importlib.metadata.files(package) or [] if file.name == name).locate())
-            for package, name in _SHARED
-        ]
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    paths = []
+    for package, name in _SHARED:
+        try:
+            files = importlib.metadata.files(package) or []
+        except importlib.metadata.PackageNotFoundError:
+            return None
+        found = next((file for file in files if file.name == name), None)
+        if found is None:
+            return None
+        paths.append(str(found.locate()))
+    return paths
 
 
 def _path(name: str, by: str = "") -> str:

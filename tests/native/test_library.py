@@ -32,3 +32,10 @@ def test_convolutions_are_available_only_with_onednn(monkeypatch):
     assert native.convolutions() is None
     assert native.onednn() is None
     native.convolutions.cache_clear()
+
+
+def test_convolutions_need_every_library_file(monkeypatch):
+    """A package of another version may have files of other names."""
+    monkeypatch.setattr(native.importlib.util, "find_spec", lambda _: "built")
+    monkeypatch.setattr(native, "_SHARED", (("numpy", "libdnnl.so.99"),))
+    assert native.onednn() is None
