@@ -59,21 +59,21 @@ template <int64_t kRows, typename T>
   }
 }
 
-template <bool kRectifies, typename T>
+template <bool kRelu, typename T>
 [[gnu::always_inline]] inline void normalise(const T* __restrict x, const T* __restrict shortcut,
                                              const float* __restrict factor, const float* __restrict shift,
                                              int64_t channels, T* __restrict y) {
   for (int64_t c = 0; c < channels; ++c) {
     const float value = number(x[c]) * factor[c] + shift[c] + (shortcut == nullptr ? 0 : number(shortcut[c]));
     // Written so that NaN is kept.
-    put(kRectifies && value < 0 ? 0 : value, y[c]);
+    put(kRelu && value < 0 ? 0 : value, y[c]);
   }
 }
 
 // The gradient of the input of a ReLU, given its output.
 template <typename T>
-[[gnu::always_inline]] inline void rectify(const T* __restrict y, const T* __restrict gradient, int64_t count,
-                                           T* __restrict out) {
+[[gnu::always_inline]] inline void relu_gradients(const T* __restrict y, const T* __restrict gradient, int64_t count,
+                                                  T* __restrict out) {
   for (int64_t i = 0; i < count; ++i) {
     const T given = gradient[i];
     out[i] = number(y[i]) > 0 ? given : T{0};
@@ -81,12 +81,12 @@ template <typename T>
 }
 
 // The same for one value, given the input of the normalisation.
-template <bool kRectifies>
-[[gnu::always_inline]] inline float rectified(float value, float gradient, float factor, float shift) {
-  return !kRectifies || value * factor + shift > 0 ? gradient : 0;
+template <bool kRelu>
+[[gnu::always_inline]] inline float relu_gradient(float value, float gradient, float factor, float shift) {
+  return !kRelu || value * factor + shift > 0 ? gradient : 0;
 }
 
-template <int64_t kRows, bool kRectifies, typename T>
+template <int64_t kRows, bool kRelu, typename T>
 [[gnu::always_inline]] inline void add_gradient_sums(const T* __restrict x, const T* __restrict gradient,
                                                      const float* __restrict factor, const float* __restrict shift,
                                                      int64_t channels, float* __restrict of_factor,
@@ -96,7 +96,7 @@ template <int64_t kRows, bool kRectifies, typename T>
     for (int64_t row = 0; row < kRows; ++row) {
       const float value = number(x[row * channels + c]);
       const float given = number(gradient[row * channels + c]);
-      const float passed = rectified<kRectifies>(value, given, factor[c], shift[c]);
+      const float passed = relu_gradient<kRelu>(value, given, factor[c], shift[c]);
       product += passed * value;
       sum += passed;
     }
@@ -105,19 +105,19 @@ template <int64_t kRows, bool kRectifies, typename T>
   }
 }
 
-template <bool kRectifies, typename T>
+template <bool kRelu, typename T>
 [[gnu::always_inline]] inline void gradient_of_x(const T* __restrict x, const T* __restrict gradient,
                                                  const float* __restrict factor, const float* __restrict shift,
                                                  const float* __restrict of_sum, const float* __restrict of_square,
                                                  float weight, int64_t channels, T* __restrict out) {
   for (int64_t c = 0; c < channels; ++c) {
     const float value = number(x[c]);
-    const float passed = rectified<kRectifies>(value, number(gradient[c]), factor[c], shift[c]);
+    const float passed = relu_gradient<kRelu>(value, number(gradient[c]), factor[c], shift[c]);
     put(passed * factor[c] + weight * (of_sum[c] + 2 * value * of_square[c]), out[c]);
   }
 }
 
-template <int64_t kRows, bool kRectifies, typename T>
+template <int64_t kRows, bool kRelu, typename T>
 [[gnu::always_inline]] inline void do_some(const Work& work, int64_t first_row, bool seen, float* sums) {
   const int64_t channels = work.channels;
   const auto row_of = [&](const void* array, int64_t row) {
@@ -135,37 +135,37 @@ template <int64_t kRows, bool kRectifies, typename T>
         const T* const shortcut = row_of(work.shortcut, row);
         T* const y = out + row * channels;
         if (shortcut == nullptr) {
-          normalise<kRectifies, T>(row_of(work.x, row), nullptr, factor, shift, channels, y);
+          normalise<kRelu, T>(row_of(work.x, row), nullptr, factor, shift, channels, y);
         } else {
-          normalise<kRectifies>(row_of(work.x, row), shortcut, factor, shift, channels, y);
+          normalise<kRelu>(row_of(work.x, row), shortcut, factor, shift, channels, y);
         }
       }
       break;
     case Task::kGradientSums:
       if (work.y != nullptr) {
-        rectify(row_of(work.y, 0), gradient, kRows * channels, out);
+        relu_gradients(row_of(work.y, 0), gradient, kRows * channels, out);
         add_gradient_sums<kRows, false>(x, out, factor, shift, channels, sums, sums + channels);
       } else {
-        add_gradient_sums<kRows, kRectifies>(x, gradient, factor, shift, channels, sums, sums + channels);
+        add_gradient_sums<kRows, kRelu>(x, gradient, factor, shift, channels, sums, sums + channels);
       }
       break;
     case Task::kGradient:
       for (int64_t row = 0; row < kRows; ++row) {
-        gradient_of_x<kRectifies>(row_of(work.x, row), row_of(work.gradient, row), factor, shift, work.of_sums,
+        gradient_of_x<kRelu>(row_of(work.x, row), row_of(work.gradient, row), factor, shift, work.of_sums,
                                   work.of_sums + channels, seen ? 1 : 0, channels, out + row * channels);
       }
       break;
   }
 }
 
-template <bool kRectifies, typename T>
+template <bool kRelu, typename T>
 [[gnu::always_inline]] inline void do_rows(const Work& work, int64_t begin, int64_t end, float* sums) {
   for (int64_t row = begin; row < end;) {
     const int64_t example = row / work.rows_an_example;
     const int64_t until = std::min(end, (example + 1) * work.rows_an_example);
     const bool seen = work.seen == nullptr || work.seen[example];
-    for (; row + kRowsAtOnce <= until; row += kRowsAtOnce) do_some<kRowsAtOnce, kRectifies, T>(work, row, seen, sums);
-    for (; row < until; ++row) do_some<1, kRectifies, T>(work, row, seen, sums);
+    for (; row + kRowsAtOnce <= until; row += kRowsAtOnce) do_some<kRowsAtOnce, kRelu, T>(work, row, seen, sums);
+    for (; row < until; ++row) do_some<1, kRelu, T>(work, row, seen, sums);
   }
 }
 

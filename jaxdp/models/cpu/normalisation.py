@@ -55,8 +55,9 @@ def normalise(
         of_factors_2C, *passed = call("norm_gradient_sums", likes, x_BX, factors_2C, gradients[0], *kept, relu=relu)
         g_BX = passed[0] if passed else gradients[0]
         of_sums_2C, of_of_channels = jax.vjp(factors, sums_2C, of_channels)[1](of_factors_2C)
-        still_rectifies = relu and not passed
-        of_x_BX = call("norm_gradient", x_BX, x_BX, factors_2C, g_BX, of_sums_2C, seen_B, relu=still_rectifies)
+        # If y was needed, the gradient has already passed the ReLU.
+        relu_is_left = relu and not passed
+        of_x_BX = call("norm_gradient", x_BX, x_BX, factors_2C, g_BX, of_sums_2C, seen_B, relu=relu_is_left)
         return of_x_BX, None, None if shortcut_BX is None else g_BX, of_of_channels
 
     normalised = jax.custom_vjp(lambda *given: forward(*given)[0])
