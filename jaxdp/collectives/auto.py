@@ -103,32 +103,55 @@ def candidates(num_ranks: int, ranks_per_node: int | None, wire: str) -> list[Ch
     return [dataclasses.replace(kind, segment_bytes=segment, wire=wire) for kind in kinds for segment in _SEGMENTS]
 
 
-def _decide(size: int, wire: str, network: NetworkModel, world: World, engine: str, seconds: float) -> Decision:
-    ranked: list[tuple[float, Choice]] = []
-    if world.is_root:
-        everything = candidates(world.size, world.ranks_per_node, wire)
-        ranked = sorted(
-            ((choice.predict(world.size, size, network), choice) for choice in everything), key=lambda entry: entry[0]
-        )
-    # The best choice of each algorithm; of equally good ones the first in the list.
+def finalists(
+    size: int, wire: str, num_ranks: int, ranks_per_node: int | None, network: NetworkModel
+) -> list[tuple[float, Choice]]:
+    """Returns the choices to try for a bucket of `size` bytes, with their predicted seconds; the fastest comes first.
+
+    They are the best choices of the three best algorithms; of equally good ones the first candidate.
+    """
+    everything = candidates(num_ranks, ranks_per_node, wire)
+    ranked = sorted(
+        ((choice.predict(num_ranks, size, network), choice) for choice in everything), key=lambda entry: entry[0]
+    )
     best: dict[str, tuple[float, Choice]] = {}
     for predicted, choice in ranked:
         best.setdefault(choice.algorithm, (predicted, choice))
-    finalists: list[tuple[float, Choice]] = world.bcast(list(best.values())[:_FINALISTS])
+    return list(best.values())[:_FINALISTS]
 
+
+def trial(runs: Sequence[Callable[[], object]], world: World) -> list[float]:
+    """Returns the seconds of each run on the slowest rank: the better of two interleaved runs after a warm-up."""
+    timed = []
+    for _ in range(3):
+        row = []
+        for run in runs:
+            world.barrier()
+            start = time.perf_counter()
+            run()
+            row.append(time.perf_counter() - start)
+        timed.append(row)
+    of_all = np.max(world.allgather(timed), axis=0)
+    return of_all[1:].min(axis=0).tolist()
+
+
+def _decide(size: int, wire: str, network: NetworkModel, world: World, engine: str, seconds: float) -> Decision:
+    entrants: list[tuple[float, Choice]] = world.bcast(
+        finalists(size, wire, world.size, world.ranks_per_node, network) if world.is_root else None
+    )
     # Each runs three times. The time of MPI's own allreduce is unknown; assume that of the slowest finalist.
-    expected = 3 * sum(predicted for predicted, _ in finalists) + 3 * finalists[-1][0]
+    expected = 3 * sum(predicted for predicted, _ in entrants) + 3 * entrants[-1][0]
     part = max(1, int(size // 4 * min(1.0, seconds / expected)))
     # The trial of the blocking executor sends float32: half the values take as long as all values in 16 bits.
     narrower = WIRES[wire] / WIRES["float32"] if engine == "mpi4jax" else 1
     payload = np.ones(max(1, int(part * narrower)), np.float32)
-    runs: list[Callable[[], object]] = [_runner(choice, payload, world, engine) for _, choice in finalists]
+    runs: list[Callable[[], object]] = [_runner(choice, payload, world, engine) for _, choice in entrants]
     if wire == "float32":
         runs.append(_runner(Choice(MPI), payload, world, engine))
-    timed = _trial(runs, world)
+    timed = trial(runs, world)
     scale = size / 4 / part
-    fastest = int(np.argmin(timed[: len(finalists)]))
-    predicted, ours = finalists[fastest]
+    fastest = int(np.argmin(timed[: len(entrants)]))
+    predicted, ours = entrants[fastest]
     tried, mpi = timed[fastest] * scale, timed[-1] * scale if wire == "float32" else None
     choice = Choice(MPI) if mpi is not None and mpi < tried else ours
     return Decision(choice, size, ours, predicted, tried, mpi)
@@ -142,18 +165,3 @@ def _runner(choice: Choice, payload: np.ndarray, world: World, engine: str) -> C
         return lambda: world.host_comm.Allreduce(payload, np.empty_like(payload))
     schedule, segments = choice.schedule(world.size), choice.num_segments(world.size, payload.nbytes)
     return lambda: run_mpi4py.allreduce(payload, schedule=schedule, comm=world.host_comm, num_segments=segments)
-
-
-def _trial(runs: Sequence[Callable[[], object]], world: World) -> list[float]:
-    """Returns the seconds of each run on the slowest rank: the better of two interleaved runs after a warm-up."""
-    timed = []
-    for _ in range(3):
-        row = []
-        for run in runs:
-            world.barrier()
-            start = time.perf_counter()
-            run()
-            row.append(time.perf_counter() - start)
-        timed.append(row)
-    of_all = np.max(world.allgather(timed), axis=0)
-    return of_all[1:].min(axis=0).tolist()
