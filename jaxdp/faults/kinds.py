@@ -15,8 +15,7 @@ from typing import NamedTuple
 from jaxdp.bench import netcluster
 from jaxdp.faults.job import Job
 from jaxdp.faults.trial import STEPS, WATCHDOG_S, FaultResult, Trial
-from jaxdp.runtime.preemption import REQUEUE
-from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.runtime.exit_codes import INTERNAL_ERROR, REQUEUE, USER_ERROR
 from jaxdp.trainer.workdir import CHECKPOINTS
 
 # Time within which a job must exit after it has lost a rank or was asked to stop.

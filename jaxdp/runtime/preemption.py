@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxdp.runtime.exit_codes import REQUEUE
 from jaxdp.runtime.world import World
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-# EX_TEMPFAIL of sysexits.h: try again later.
-REQUEUE = 75
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 from jaxdp.runtime import launcher
 from jaxdp.runtime.activity import ALLREDUCE, COMPILE
-from jaxdp.runtime.world import INTERNAL_ERROR, World
+from jaxdp.runtime.exit_codes import INTERNAL_ERROR
+from jaxdp.runtime.world import World
 
 # Factor on the time limit while a rank is in this phase.
 _PATIENCE = {COMPILE: 10.0}

@@ -22,6 +22,7 @@ import numpy.typing
 
 from jaxdp.runtime import gpus, launcher, process
 from jaxdp.runtime.activity import Activity
+from jaxdp.runtime.exit_codes import INTERNAL_ERROR, USER_ERROR
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -34,9 +35,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 # Time within which the launcher kills all ranks after an abort.
 _KILLED_S = 10.0
-
-USER_ERROR = 2
-INTERNAL_ERROR = 1
 
 
 class UserError(ValueError):

@@ -14,7 +14,8 @@ from jaxdp.data import feed
 from jaxdp.data.batch import Batch
 from jaxdp.data.split import Split
 from jaxdp.runtime.activity import COMPILE
-from jaxdp.runtime.preemption import REQUEUE, Preemption
+from jaxdp.runtime.exit_codes import REQUEUE
+from jaxdp.runtime.preemption import Preemption
 from jaxdp.runtime.world import AgreedExit, World
 from jaxdp.step.state import TrainState
 from jaxdp.trainer.assemble import Run, build

@@ -11,7 +11,7 @@ import pytest
 from jobs import BOTH_MPIS, is_open_mpi
 
 from jaxdp.data.feed import ExchangeGate
-from jaxdp.runtime.preemption import REQUEUE
+from jaxdp.runtime.exit_codes import REQUEUE
 
 LONG = ("--config.epochs=8.0", "--config.log_every_steps=1", "--config.checkpoint.every_epochs=100.0")
 PARTITIONS = ("--config.data.shuffle=partition", "--config.data.partitions=3", "--config.data.exchange_steps=3")

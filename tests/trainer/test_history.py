@@ -8,7 +8,7 @@ import signal
 import numpy as np
 from jobs import TAKES_LONG
 
-from jaxdp.runtime.preemption import REQUEUE
+from jaxdp.runtime.exit_codes import REQUEUE
 
 NUM_EXAMPLES, EPOCHS = 1437, 3
 ARGUMENTS = (
