@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from jaxdp.cli import train_flags
-from jaxdp.runtime import world as world_module
 from jaxdp.runtime.world import World
 
 
@@ -20,10 +18,7 @@ def evaluate(arguments: train_flags.Arguments, world: World) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the command on every rank; `words` is the command line without the name of the program."""
-    words = sys.argv[1:] if words is None else words
-    world_module.run(
-        lambda world: train_flags.run(train_flags.evaluate_parser(), train_flags.parse_evaluate, evaluate, words, world)
-    )
+    train_flags.run(train_flags.evaluate_parser(), train_flags.parse_evaluate, evaluate, words)
 
 
 if __name__ == "__main__":

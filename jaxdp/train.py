@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 
 from jaxdp.cli import train_flags
-from jaxdp.runtime import world as world_module
 from jaxdp.runtime.world import World
 
 
@@ -47,10 +45,7 @@ def main(words: Sequence[str] | None = None, *, work: Callable[[train_flags.Argu
       words: the command line without the name of the program; None takes that of this process.
       work: what is done with the checked command line.
     """
-    words = sys.argv[1:] if words is None else words
-    world_module.run(
-        lambda world: train_flags.run(train_flags.train_parser(), train_flags.parse_train, work, words, world)
-    )
+    train_flags.run(train_flags.train_parser(), train_flags.parse_train, work, words)
 
 
 if __name__ == "__main__":

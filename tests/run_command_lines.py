@@ -12,13 +12,8 @@ import sys
 import time
 
 from jaxdp import evaluate, predict, train
-from jaxdp.runtime import world
 
-COMMANDS = {
-    "train": train.main,
-    "evaluate": evaluate.main,
-    "predict": lambda words: world.run(lambda of_world: predict.predict(words, of_world)),
-}
+COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
 
 told = []
 for command, *words in json.loads(pathlib.Path(sys.argv[1]).read_text()):

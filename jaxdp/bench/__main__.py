@@ -1,39 +1,36 @@
-"""Benchmarks of the parts of jaxdp.
+"""Benchmarks of the parts of jaxdp."""
 
-  mpirun -n 4 python -m jaxdp.bench allreduce --sizes=1M,25M --algorithms=all
-  mpirun -n 2 python -m jaxdp.bench step --engine=native
-  mpirun -n 2 python -m jaxdp.bench staging
-  mpirun -n 2 python -m jaxdp.bench input --sizes=32,224
-  python -m jaxdp.bench weak --hosts=1,2,4 --frameworks=native,xla
-  python -m jaxdp.bench schedule --algorithm=multicolor --ranks=8 --colors=4 --plot=trees.svg
-  python -m jaxdp.bench scaling --bandwidth=0.48 --plot=scaling.png
+from __future__ import annotations
 
-Add --help to a command to see its options.
-"""
+from collections.abc import Sequence
 
-import sys
+from jaxdp.cli import subcommands
+from jaxdp.cli.subcommands import Subcommand
 
-from jaxdp.runtime import world
+BENCHMARKS = {
+    "allreduce": Subcommand("jaxdp.bench.allreduce", "allreduces of several sizes, algorithms and engines"),
+    "step": Subcommand("jaxdp.bench.step", "a training step, its parts, and a lower bound for its time"),
+    "staging": Subcommand("jaxdp.bench.staging", "an allreduce through pinned host memory, as on GPUs"),
+    "input": Subcommand("jaxdp.bench.input", "the input pipeline from RAM to the devices"),
+    "schedule": Subcommand("jaxdp.bench.schedule", "cost and trees of an allreduce schedule; does not need MPI"),
+    "scaling": Subcommand("jaxdp.bench.scaling", "predicted allreduce times of many ranks; does not need MPI"),
+    "weak": Subcommand("jaxdp.bench.weak", "weak scaling of training steps on virtual hosts of this machine"),
+}
 
 
-def main() -> None:
-    # Do not shadow the builtin `input`.
-    from jaxdp.bench import allreduce, scaling, schedule, staging, step, weak
-    from jaxdp.bench import input as input_pipeline
-
-    on_ranks = {"allreduce": allreduce.main, "step": step.main, "staging": staging.main, "input": input_pipeline.main}
-    alone = {"schedule": schedule.main, "scaling": scaling.main, "weak": weak.main}
-    command, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
-    if command in on_ranks:
-        world.run(lambda of_world: on_ranks[command](words, of_world))
-    elif command in alone:
-        alone[command](words)
-    elif command == "--help":
-        print(__doc__)
-    else:
-        known = ", ".join([*on_ranks, *alone])
-        print(f"jaxdp: error: unknown benchmark {command!r}: choose from {known}", file=sys.stderr)
-        sys.exit(world.USER_ERROR)
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the benchmark that the first word selects."""
+    subcommands.run(
+        "bench",
+        "benchmark",
+        BENCHMARKS,
+        words,
+        about="Measures parts of jaxdp.",
+        examples=(
+            "mpirun -n 4 jaxdp bench allreduce --sizes=1M,25M --algorithms=all",
+            "mpirun -n 2 jaxdp bench step --engine=native",
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxdp.bench.allreduce_programs import LARGEST_EXACT, Contender, Program, make_payload, make_program
 from jaxdp.bench.rows import AllreduceRow
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.collectives import auto
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import SEGMENT_BYTES, Choice
@@ -31,11 +31,12 @@ from jaxdp.runtime.world import World
 _NAMES = (*ALGORITHMS, MPI, AUTO)
 
 
-def main(words: Sequence[str], world: World) -> None:
-    """Runs the benchmark; rank 0 prints and writes the rows."""
-    arguments = parsing.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
-    if arguments is None:
-        return
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the benchmark on every rank; rank 0 prints and writes the rows."""
+    start.on_ranks(make_parser(), _run, words, check=_check)
+
+
+def _run(arguments: argparse.Namespace, world: World) -> None:
     process.prepare_process(threads=world.threads, gpus=world.gpus)
     network = measure_network(world)
     if "xla" in arguments.engine:
@@ -70,24 +71,25 @@ def _write(arguments: argparse.Namespace, rows: list[AllreduceRow], network: Net
 
 def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parsing.Parser("jaxdp.bench allreduce", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
-    add("--sizes", type=parsing.sizes, default=parsing.sizes("64K,1M,25M"), help="payload sizes; default 64K,1M,25M")
-    add("--algorithms", type=parsing.names, default=["all"], help=f"all, or some of {', '.join(_NAMES)}")
-    add("--colors", type=parsing.numbers, default=[2, 4], help="numbers of multicolor trees, one row each; default 2,4")
-    add(
-        "--arity", type=parsing.numbers, default=None, help="arities of multicolor trees, one row each; default: colors"
+    parser = parsing.Parser(
+        "bench allreduce",
+        __doc__,
+        examples=("mpirun -n 4 jaxdp bench allreduce --sizes=1M,25M --algorithms=ring,multicolor",),
     )
-    add("--segment", type=parsing.size, help="size of pipelined segments; default 65536, or 262144 for mpi4jax")
+    add = parser.add_argument
+    add("--sizes", type=parsing.sizes, default="64K,1M,25M", help="payload sizes")
+    add("--algorithms", type=parsing.names, default="all", help=f"all, or some of {', '.join(_NAMES)}")
+    add("--colors", type=parsing.numbers, default="2,4", help="numbers of multicolor trees, one row each")
+    add("--arity", type=parsing.numbers, help="arities of multicolor trees, one row each; default: colors")
+    add("--segment", type=parsing.size, help="size of pipelined segments; default: 65536, or 262144 for mpi4jax")
     add("--wire", choices=tuple(WIRES), default="float32", help="format of float32 values on the wire")
     add(
         "--engine",
         type=parsing.names,
-        default=["native"],
-        help=f"some of {', '.join(ENGINES)}, with xla only on its own; default native",
+        default="native",
+        help=f"some of {', '.join(ENGINES)}, with xla only on its own",
     )
-    add("--repeat", type=int, default=10, help="repetitions, interleaved; default 10")
+    add("--repeat", type=int, default=10, help="repetitions, interleaved")
     add("--json", type=pathlib.Path, help="write the rows to this file")
     add("--plot", type=pathlib.Path, help="plot time over size to this file, e.g. allreduce.png")
     return parser

@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxdp.bench import step_parts
 from jaxdp.bench.peers import check_python, running_loaders
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.data.nodes import Group
 from jaxdp.data.order import BatchSplit, Order
 from jaxdp.runtime import process
@@ -42,11 +42,12 @@ _PREFETCH, _EXCHANGE_STEPS = 2, 16
 _WARMUP = 4
 
 
-def main(words: Sequence[str], world: World) -> None:
-    """Runs the benchmark; rank 0 prints and writes the rows."""
-    arguments = parsing.on_all_ranks(make_parser(), words, _check, world)
-    if arguments is None:
-        return
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the benchmark on every rank; rank 0 prints and writes the rows."""
+    start.on_ranks(make_parser(), _run, words, check=lambda given, _: _check(given))
+
+
+def _run(arguments: argparse.Namespace, world: World) -> None:
     process.prepare_process(threads=world.threads, gpus=world.gpus)
     measures: list[Callable[[argparse.Namespace, World], list[InputRow]]]
     measures = [functools.partial(_measure, size) for size in arguments.sizes]
@@ -72,16 +73,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parsing.Parser("jaxdp.bench input", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser("bench input", __doc__, examples=("mpirun -n 2 jaxdp bench input --sizes=32,224",))
     add = parser.add_argument
-    add("--sizes", type=parsing.numbers, default=[32, 224], help="image heights and widths; default 32,224")
-    add("--batch", type=parsing.number, default=128, help="images per rank; default 128")
-    add("--bytes", type=parsing.size, default=10**9, help="size of the data over all nodes; default 1G")
-    add("--repeat", type=parsing.number, default=5, help="repetitions, interleaved; default 5")
-    add("--steps", type=parsing.number, default=64, help="batches per repetition; default 64")
+    add("--sizes", type=parsing.numbers, default="32,224", help="image heights and widths")
+    add("--batch", type=parsing.number, default=128, help="images per rank")
+    add("--bytes", type=parsing.size, default="1G", help="size of the data over all nodes")
+    add("--repeat", type=parsing.number, default=5, help="repetitions, interleaved")
+    add("--steps", type=parsing.number, default=64, help="batches per repetition")
     add("--step", action="store_true", help="also measure stalls of training steps, of --model")
-    add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="model of --step; default resnet18")
+    add("--model", choices=tuple(step_parts.MODELS), default="resnet18", help="model of --step")
     add("--peers", type=pathlib.Path, help="a Python with Grain or torch, to time their loaders too; no mpirun")
     add("--load", help="name of a prepared data set, to time its loading too")
     add("--stored_size", type=parsing.number, help="size to which the images of --load are resized")

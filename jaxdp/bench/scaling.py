@@ -9,52 +9,55 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.choice import DEFAULT_COLORS, Choice
 from jaxdp.collectives.cost import Link, NetworkModel
-from jaxdp.runtime.world import USER_ERROR
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Prints a table, and plots it if requested."""
-    try:
-        arguments = _parser().parse_args(words)
-        _check(arguments)
-        network = NetworkModel.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
-        predicted = {
-            name: [
-                (ranks, _choice(name, ranks, arguments.segment).predict(ranks, arguments.size, network))
-                for ranks in _worlds(arguments.most)
-            ]
-            for name in arguments.algorithms
-        }
-        measured = _measured(arguments.measured, arguments.size)
-        print(_table(predicted, measured))
-        if arguments.plot:
-            from jaxdp.bench import plots
+    start.alone(_parser(), _run, words)
 
-            title = f"allreduce of {arguments.size:,} bytes, {arguments.alpha:g} us and {arguments.bandwidth:g} Gbit/s"
-            plots.scaling(predicted, measured, arguments.plot, title=title)
-    except ValueError as error:
-        print(f"jaxdp: error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+
+def _run(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    network = NetworkModel.flat(Link(arguments.alpha * 1e-6, 8e-9 / arguments.bandwidth, 1e-10))
+    predicted = {
+        name: [
+            (ranks, _choice(name, ranks, arguments.segment).predict(ranks, arguments.size, network))
+            for ranks in _worlds(arguments.most)
+        ]
+        for name in arguments.algorithms
+    }
+    measured = _measured(arguments.measured, arguments.size)
+    print(_table(predicted, measured))
+    if arguments.plot:
+        from jaxdp.bench import plots
+
+        title = f"allreduce of {arguments.size:,} bytes, {arguments.alpha:g} us and {arguments.bandwidth:g} Gbit/s"
+        plots.scaling(predicted, measured, arguments.plot, title=title)
 
 
 def _parser() -> parsing.Parser:
-    parser = parsing.Parser("jaxdp.bench scaling", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser(
+        "bench scaling", __doc__, examples=("jaxdp bench scaling --bandwidth=0.48 --plot=scaling.png",)
+    )
     add = parser.add_argument
-    add("--algorithms", type=parsing.names, default=["parameter_server", "binomial", "multicolor", "ring"])
-    add("--size", type=parsing.size, default=25_000_000, help="size of the payload; default 25M")
-    add("--segment", type=parsing.size, default=2**18, help="size of a segment; default 262144")
-    add("--alpha", type=float, default=50.0, help="latency of a message in microseconds; default 50")
-    add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s; default 10")
-    add("--most", type=parsing.number, default=1024, help="the largest number of ranks; default 1024")
+    add(
+        "--algorithms",
+        type=parsing.names,
+        default="parameter_server,binomial,multicolor,ring",
+        help="algorithms to compare",
+    )
+    add("--size", type=parsing.size, default="25M", help="size of the payload")
+    add("--segment", type=parsing.size, default=2**18, help="size of a segment")
+    add("--alpha", type=float, default=50.0, help="latency of a message in microseconds")
+    add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s")
+    add("--most", type=parsing.number, default=1024, help="the largest number of ranks")
     add("--measured", type=pathlib.Path, nargs="*", default=[], help="files written by bench allreduce --json")
     add("--plot", type=pathlib.Path, help="write the plot to this file, e.g. scaling.png")
     return parser

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.collectives.algorithms import ALGORITHMS, INNER, OUTER
 from jaxdp.collectives.choice import Choice
 from jaxdp.collectives.cost import Link, NetworkModel, counts
 from jaxdp.collectives.schedule import Schedule
-from jaxdp.runtime.world import USER_ERROR
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Prints a report, and draws the trees if requested."""
-    try:
-        arguments = _parser().parse_args(words)
-        choice = _choice(arguments)
-        schedule = choice.schedule(arguments.ranks)
-        print(_report(choice, schedule, arguments))
-        if arguments.plot:
-            from jaxdp.bench import plots
+    start.alone(_parser(), _run, words)
 
-            plots.trees(choice, schedule, parents(schedule), arguments.plot, most=arguments.trees)
-    except ValueError as error:
-        print(f"jaxdp: error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+
+def _run(arguments: argparse.Namespace) -> None:
+    choice = _choice(arguments)
+    schedule = choice.schedule(arguments.ranks)
+    print(_report(choice, schedule, arguments))
+    if arguments.plot:
+        from jaxdp.bench import plots
+
+        plots.trees(choice, schedule, parents(schedule), arguments.plot, most=arguments.trees)
 
 
 def parents(schedule: Schedule) -> np.ndarray:
@@ -54,24 +51,29 @@ def depths(parent: np.ndarray) -> np.ndarray:
 
 
 def _parser() -> parsing.Parser:
-    parser = parsing.Parser("jaxdp.bench schedule", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser(
+        "bench schedule",
+        __doc__,
+        examples=("jaxdp bench schedule --algorithm=multicolor --ranks=8 --colors=4 --plot=trees.svg",),
+    )
     add = parser.add_argument
-    add("--algorithm", choices=tuple(ALGORITHMS), default="multicolor")
-    add("--ranks", type=parsing.number, default=8)
+    add("--algorithm", choices=tuple(ALGORITHMS), default="multicolor", help="algorithm of the schedule")
+    add("--ranks", type=parsing.number, default=8, help="number of ranks")
     add(
-        "--colors", type=parsing.number, help="number of multicolor trees; default 4, or the number of ranks if smaller"
+        "--colors",
+        type=parsing.number,
+        help="number of multicolor trees; default: 4, or the number of ranks if smaller",
     )
     add("--arity", type=parsing.number, help="arity of multicolor trees; default: colors")
     add("--inner", choices=INNER, default="direct", help="algorithm of hierarchical within nodes")
     add("--outer", choices=OUTER, default="multicolor", help="algorithm of hierarchical between nodes")
     add("--ranks_per_node", type=parsing.number, default=2, help="ranks per node of hierarchical")
-    add("--size", type=parsing.size, default=25_000_000, help="size of the payload; default 25M")
-    add("--segment", type=parsing.size, default=2**18, help="size of a segment; default 262144")
-    add("--alpha", type=float, default=50.0, help="latency of a message in microseconds; default 50")
-    add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s; default 10")
+    add("--size", type=parsing.size, default="25M", help="size of the payload")
+    add("--segment", type=parsing.size, default=2**18, help="size of a segment")
+    add("--alpha", type=float, default=50.0, help="latency of a message in microseconds")
+    add("--bandwidth", type=float, default=10.0, help="bandwidth of a link per direction in Gbit/s")
     add("--plot", type=pathlib.Path, help="draw the trees to this file, e.g. trees.svg")
-    add("--trees", type=parsing.number, default=8, help="maximum number of trees to draw; default 8")
+    add("--trees", type=parsing.number, default=8, help="maximum number of trees to draw")
     return parser
 
 

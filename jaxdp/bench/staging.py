@@ -19,18 +19,19 @@ import numpy as np
 
 from jaxdp.bench.rows import StagingRow
 from jaxdp.bench.step_parts import allreduce_config
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.config import AUTO, MPI
 from jaxdp.runtime import process
 from jaxdp.runtime.world import World
 
 
-def main(words: Sequence[str], world: World) -> None:
-    """Runs the benchmark; rank 0 prints and writes the rows."""
-    arguments = parsing.on_all_ranks(make_parser(), words, lambda found: _check(found, world), world)
-    if arguments is None:
-        return
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the benchmark on every rank; rank 0 prints and writes the rows."""
+    start.on_ranks(make_parser(), _run, words, check=_check)
+
+
+def _run(arguments: argparse.Namespace, world: World) -> None:
     process.prepare_process(threads=world.threads, gpus=world.gpus)
     rows = _measure(arguments, world)
     if world.is_root:
@@ -42,13 +43,14 @@ def main(words: Sequence[str], world: World) -> None:
 
 def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parsing.Parser("jaxdp.bench staging", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser(
+        "bench staging", __doc__, examples=("mpirun -n 2 jaxdp bench staging --bucket=4M --buckets=25",)
+    )
     add = parser.add_argument
-    add("--bucket", type=parsing.size, default=parsing.size("4M"), help="size of a float32 bucket; default 4M")
-    add("--buckets", type=parsing.number, default=25, help="number of buckets; default %(default)s")
-    add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), default="halving_doubling", help="default %(default)s")
-    add("--repeat", type=parsing.number, default=10, help="repetitions, interleaved; default %(default)s")
+    add("--bucket", type=parsing.size, default="4M", help="size of a float32 bucket")
+    add("--buckets", type=parsing.number, default=25, help="number of buckets")
+    add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), default="halving_doubling", help="algorithm of the allreduce")
+    add("--repeat", type=parsing.number, default=10, help="repetitions, interleaved")
     add("--json", type=pathlib.Path, help="write the rows to this file")
     return parser
 

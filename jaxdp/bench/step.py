@@ -24,7 +24,7 @@ import numpy as np
 from jaxdp.bench import step_parts, trace
 from jaxdp.bench.peers import check_python, running_steps
 from jaxdp.bench.rows import StepRow
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.collectives.algorithms import ALGORITHMS
 from jaxdp.collectives.config import AUTO, ENGINES, MPI, WIRES
 from jaxdp.runtime import process
@@ -33,11 +33,12 @@ from jaxdp.runtime.world import World
 _TORCH_HAS = ("resnet50",)
 
 
-def main(words: Sequence[str], world: World) -> None:
-    """Runs the benchmark; rank 0 prints and writes the row."""
-    arguments = parsing.on_all_ranks(make_parser(), words, _check, world)
-    if arguments is None:
-        return
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the benchmark on every rank; rank 0 prints and writes the row."""
+    start.on_ranks(make_parser(), _run, words, check=lambda given, _: _check(given))
+
+
+def _run(arguments: argparse.Namespace, world: World) -> None:
     process.prepare_process(threads=world.threads, gpus=world.gpus)
     row, spans = _measure(arguments, world)
     if world.is_root:
@@ -60,18 +61,19 @@ def _write(arguments: argparse.Namespace, row: StepRow, spans: list[list[trace.S
 
 def make_parser() -> parsing.Parser:
     """Returns the parser of the command line of this benchmark."""
-    parser = parsing.Parser("jaxdp.bench step", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser(
+        "bench step", __doc__, examples=("mpirun -n 2 jaxdp bench step --engine=native --model=resnet18",)
+    )
     add = parser.add_argument
-    add("--engine", choices=ENGINES, help="default %(default)s")
-    add("--model", choices=tuple(step_parts.MODELS), help="default %(default)s")
-    add("--image_size", type=parsing.number, help="height and width; default 32, or 224 for resnet50")
-    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype of the model; default %(default)s")
-    add("--batch", type=parsing.number, help="images per rank; default %(default)s")
-    add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), help="default %(default)s")
+    add("--engine", choices=ENGINES, help="engine that sums the gradients")
+    add("--model", choices=tuple(step_parts.MODELS), help="model to train")
+    add("--image_size", type=parsing.number, help="height and width of the images; default: 32, or 224 for resnet50")
+    add("--dtype", choices=("float32", "bfloat16"), help="compute dtype of the model")
+    add("--batch", type=parsing.number, help="images per rank")
+    add("--algorithm", choices=(*ALGORITHMS, MPI, AUTO), help="algorithm of the allreduce")
     add("--wire", choices=tuple(WIRES), help="format of float32 values on the wire")
-    add("--bucket", type=parsing.size, help="target size of a bucket; default %(default)s")
-    add("--repeat", type=parsing.number, default=10, help="repetitions, interleaved; default 10")
+    add("--bucket", type=parsing.size, help="target size of a bucket")
+    add("--repeat", type=parsing.number, default=10, help="repetitions, interleaved")
     add("--peers", type=pathlib.Path, help="a Python with torchvision, to time torch too; no mpirun")
     add("--json", type=pathlib.Path, help="write the row to this file")
     add("--plot", type=pathlib.Path, help="plot rank 0's last step to this file; native only")

@@ -26,48 +26,47 @@ from jaxdp.bench import netcluster
 from jaxdp.bench.rows import WeakRow
 from jaxdp.bench.step_parts import MODELS
 from jaxdp.bench.turns import Turns
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.collectives.config import ENGINES
-from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.runtime.world import Failure
 
 _TORCH = "torch"
 _TORCH_HAS = ("resnet18",)
 _WARM_UP = 2
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the benchmark, prints a table, and writes and plots it if requested."""
-    try:
-        arguments = _make_parser().parse_args(words)
-        _check(arguments)
-        rows = [row for hosts in arguments.hosts for row in _measured(arguments, hosts)]
-        if arguments.json:
-            parsing.write_json(
-                arguments.json, {"rate": arguments.rate, "rows": [dataclasses.asdict(row) for row in rows]}
-            )
-        if arguments.plot:
-            from jaxdp.bench import plots
+    start.alone(_make_parser(), _run, words)
 
-            plots.weak(
-                rows, arguments.plot, title=f"{arguments.model}, {arguments.batch} images per host, {arguments.rate}"
-            )
-    except (ValueError, RuntimeError) as error:
-        print(f"jaxdp: error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR if isinstance(error, ValueError) else INTERNAL_ERROR)
+
+def _run(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    try:
+        rows = [row for hosts in arguments.hosts for row in _measured(arguments, hosts)]
+    except RuntimeError as error:
+        raise Failure(str(error)) from error
+    if arguments.json:
+        parsing.write_json(arguments.json, {"rate": arguments.rate, "rows": [dataclasses.asdict(row) for row in rows]})
+    if arguments.plot:
+        from jaxdp.bench import plots
+
+        plots.weak(
+            rows, arguments.plot, title=f"{arguments.model}, {arguments.batch} images per host, {arguments.rate}"
+        )
 
 
 def _make_parser() -> parsing.Parser:
-    parser = parsing.Parser("jaxdp.bench weak", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser("bench weak", __doc__, examples=("jaxdp bench weak --hosts=1,2,4 --frameworks=native,xla",))
     add = parser.add_argument
-    add("--hosts", type=parsing.numbers, default=[1, 2, 4], help="numbers of hosts; default 1,2,4")
-    add("--rate", default="500mbit", help="bandwidth of each link per direction; default %(default)s")
-    add("--frameworks", type=parsing.names, default=["native", "xla"], help=f"some of {', '.join((*ENGINES, _TORCH))}")
-    add("--model", choices=tuple(MODELS), default="resnet18", help="default %(default)s")
-    add("--batch", type=parsing.number, default=8, help="images per host; default %(default)s")
-    add("--image_size", type=parsing.number, default=32, help="height and width; default %(default)s")
-    add("--rounds", type=parsing.number, default=5, help="rounds, with one turn per framework; default 5")
-    add("--steps", type=parsing.number, default=3, help="steps per turn; default %(default)s")
+    add("--hosts", type=parsing.numbers, default="1,2,4", help="numbers of hosts")
+    add("--rate", default="500mbit", help="bandwidth of each link per direction")
+    add("--frameworks", type=parsing.names, default="native,xla", help=f"some of {', '.join((*ENGINES, _TORCH))}")
+    add("--model", choices=tuple(MODELS), default="resnet18", help="model to train")
+    add("--batch", type=parsing.number, default=8, help="images per host")
+    add("--image_size", type=parsing.number, default=32, help="height and width of the images")
+    add("--rounds", type=parsing.number, default=5, help="rounds, with one turn per framework")
+    add("--steps", type=parsing.number, default=3, help="steps per turn")
     add("--python", type=pathlib.Path, help="a Python with torch and torchvision, for torch")
     add("--json", type=pathlib.Path, help="write the rows to this file")
     add("--plot", type=pathlib.Path, help="write the plot to this file")

@@ -5,55 +5,78 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import re
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from jaxdp.runtime.world import World
+from jaxdp.runtime import exit_codes, launcher
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+# Help texts with these words state their default themselves.
+_STATED = re.compile(r"\b(default|required)\b")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ValueError instead of exiting, so that one rank reports the error for all."""
+    """The options of a command; raises ValueError for usage errors, so that one rank reports them for all.
 
-    def has_helped(self, words: Sequence[str], world: World) -> bool:
-        """Whether the command line asks for help, which rank 0 then prints."""
-        asks = bool({"-h", "--help"} & set(words))
-        if asks and world.is_root:
-            self.print_help()
-        return asks
+    Args:
+      command: words after `jaxdp` that select the command; empty for `jaxdp` itself.
+      description: what the command does.
+      examples: command lines that --help shows.
+    """
+
+    def __init__(self, command: str, description: str | None, *, examples: Sequence[str] = ()):
+        shown = [f"example{'s' * (len(examples) > 1)}:", *(f"  {line}" for line in examples), ""] if examples else []
+        super().__init__(
+            prog=f"jaxdp {command}".strip(),
+            description=description,
+            epilog="\n".join([*shown, exit_codes.SUMMARY]),
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"invalid command line: {message} (see --help)")
 
+    def has_helped(self, words: Sequence[str]) -> bool:
+        """Prints the help if the command line asks for it, without MPI and on rank 0 only; returns whether it does."""
+        if not asks_for_help(words):
+            return False
+        place = launcher.launch_info()
+        if place is None or place.rank == 0:
+            self.print_help()
+        return True
 
-def on_all_ranks(
-    parser: Parser, words: Sequence[str], check: Callable[[argparse.Namespace], None], world: World
-) -> argparse.Namespace | None:
-    """Parses a command line on all ranks and checks that it is the same on all of them.
 
-    A usage error on any rank ends the job on all ranks.
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions, and adds the default to the help of each option that does not state it."""
 
-    Args:
-      parser: the parser for the flags.
-      words: the command line, without the name of the program.
-      check: raises ValueError for errors that the parser cannot find.
-      world: all ranks.
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        # A help text may describe a default that depends on other options or on the machine.
+        if not action.option_strings or action.default is argparse.SUPPRESS or _STATED.search(text):
+            return text
+        stated = "required" if action.required else f"default: {_written(action.default)}"
+        # argparse expands % signs in help texts.
+        return f"{text}; {stated.replace('%', '%%')}"
 
-    Returns:
-      The arguments; None if the command line asks for help, which rank 0 has printed.
-    """
-    if {"-h", "--help"} & set(words):
-        if world.is_root:
-            parser.print_help()
-        return None
-    with world.agree_or_exit():
-        arguments = parser.parse_args(words)
-        check(arguments)
-    world.require_equal("command line", list(words))
-    return arguments
+
+def _written(default: Any) -> str:
+    """Returns a default as the user would write it."""
+    if default is None or default == []:
+        return "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, (list, tuple)):
+        return ",".join(map(str, default))
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def asks_for_help(words: Sequence[str]) -> bool:
+    """Whether a command line contains -h or --help."""
+    return not {"-h", "--help"}.isdisjoint(words)
 
 
 def size(text: str) -> int:

@@ -14,11 +14,12 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.config.files import DEFAULT, read_config
 from jaxdp.config.run_lengths import check_world
 from jaxdp.config.schema import Config
 from jaxdp.runtime import process
+from jaxdp.runtime import world as world_module
 from jaxdp.runtime.world import World
 from jaxdp.settings.build import flattened, renamed_settings
 
@@ -44,21 +45,33 @@ class Arguments:
     warnings: tuple[str, ...] = ()
 
 
-def train_parser() -> parsing.Parser:
-    """The options of `jaxdp train`, but for the settings."""
-    parser = parsing.Parser("jaxdp.train", description="Trains a network on all ranks.", allow_abbrev=False)
+def add_config_options(parser: parsing.Parser) -> None:
+    """Adds the options that choose a config and change its settings."""
     parser.add_argument(
         "--config",
         metavar="FILE",
         default=DEFAULT,
-        help="config file, or the name of one of jaxdp's configs; default: %(default)s",
+        help="config file, or the name of one of jaxdp's configs",
     )
     parser.add_argument(
         "--config.SETTING",
         metavar="VALUE",
         dest="_settings",
-        help="another value of a setting, such as --config.optimizer.momentum=0.8",
+        help="value of a setting, such as --config.optimizer.momentum=0.8; default: that of the config",
     )
+
+
+def train_parser() -> parsing.Parser:
+    """The options of `jaxdp train`, but for the settings."""
+    parser = parsing.Parser(
+        "train",
+        "Trains a network on all ranks.",
+        examples=(
+            "mpirun -n 4 jaxdp train --config=digits --workdir=runs/digits",
+            "jaxdp train --config=configs/mine.py --config.optimizer.momentum=0.8",
+        ),
+    )
+    add_config_options(parser)
     parser.add_argument(
         "--workdir",
         type=pathlib.Path,
@@ -100,9 +113,9 @@ def parse_train(words: Sequence[str]) -> Arguments:
 def evaluate_parser() -> parsing.Parser:
     """The options of `jaxdp evaluate`."""
     parser = parsing.Parser(
-        "jaxdp.evaluate",
-        description="Evaluates the latest checkpoint of a run on the whole test split.",
-        allow_abbrev=False,
+        "evaluate",
+        "Evaluates the latest checkpoint of a run on the whole test split.",
+        examples=("mpirun -n 4 jaxdp evaluate --workdir=runs/digits",),
     )
     parser.add_argument("--workdir", type=pathlib.Path, metavar="FOLDER", help="folder of the run; required")
     return parser
@@ -124,8 +137,7 @@ def run(
     parser: parsing.Parser,
     parse: Callable[[Sequence[str]], Arguments],
     work: Callable[[Arguments, World], None],
-    words: Sequence[str],
-    world: World,
+    words: Sequence[str] | None,
 ) -> None:
     """Runs a command on every rank.
 
@@ -133,11 +145,19 @@ def run(
       parser: options of the command, for --help.
       parse: turns the command line into arguments; raises ValueError.
       work: the command itself.
-      words: the command line without the name of the program.
-      world: all ranks.
+      words: the command line without the name of the program; None for that of this process.
     """
-    if parser.has_helped(words, world):
-        return
+    given = start.command_line(words)
+    if not parser.has_helped(given):
+        world_module.run(lambda world: _run_on_rank(parse, work, given, world))
+
+
+def _run_on_rank(
+    parse: Callable[[Sequence[str]], Arguments],
+    work: Callable[[Arguments, World], None],
+    words: Sequence[str],
+    world: World,
+) -> None:
     arguments = Arguments(pathlib.Path())
     with world.agree_or_exit():
         arguments = parse(words)

@@ -1,11 +1,8 @@
 """Prepares a TensorFlow Datasets (TFDS) data set in array_record format; launch/prepare runs it with TensorFlow.
 
-  launch/prepare cifar10                              download into TFDS's own folder
-  launch/prepare imagenet2012 --dir=DIR               use files in DIR/downloads/manual, which TFDS cannot download
-  launch/prepare imagenet2012 --dir=DIR --from=OTHER  convert the same data set from tfrecord format in OTHER
-
-TFDS's own folder is TFDS_DATA_DIR, or ~/tensorflow_datasets. If a conversion (--from) is interrupted, run the same
-command again: it resumes with the missing shards.
+Files that TFDS cannot download must be in the subfolder downloads/manual of --dir. TFDS's own folder is TFDS_DATA_DIR,
+or ~/tensorflow_datasets. If a conversion (--from) is interrupted, run the same command again: it resumes with the
+missing shards.
 """
 
 from __future__ import annotations
@@ -20,20 +17,32 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxdp.cli import parsing, start
 from jaxdp.data import tfds_compat
 from jaxdp.data.shards import results, writing
 
 _INFO = "dataset_info.json"
 
 
-def main(words: Sequence[str]) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Prepares a data set, and prints its folder and the sizes of its splits."""
-    parser = argparse.ArgumentParser("launch/prepare", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = parsing.Parser(
+        "",
+        __doc__,
+        examples=(
+            "launch/prepare cifar10",
+            "launch/prepare imagenet2012 --dir=DIR               with archives in DIR/downloads/manual",
+            "launch/prepare imagenet2012 --dir=DIR --from=OTHER  from tfrecord format in OTHER",
+        ),
+    )
+    parser.prog = "launch/prepare"
     parser.add_argument("name", help="name of the data set, as in config.data.name: NAME, NAME:VERSION or NAME/CONFIG")
-    parser.add_argument("--dir", type=_folder, help="folder of data sets, for config.data.dir (default: TFDS's own)")
+    parser.add_argument("--dir", type=_folder, help="folder of data sets, for config.data.dir; default: TFDS's own")
     parser.add_argument("--from", type=_folder, dest="other", help="folder of the data set in tfrecord format")
-    given = parser.parse_args(words)
+    start.alone(parser, _prepare, words)
+
+
+def _prepare(given: argparse.Namespace) -> None:
     try:
         if given.other is None:
             folder, infos = _download(given.name, given.dir)
@@ -111,4 +120,4 @@ def _folder(text: str) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

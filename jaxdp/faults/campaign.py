@@ -10,7 +10,7 @@ import random
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jaxdp.bench import netcluster
 from jaxdp.faults.kinds import FAULTS
@@ -68,6 +68,15 @@ class Campaign:
         # Keyed by the number of ranks and whether they run on netcluster hosts: a rank has more threads there, and with
         # a different number of threads XLA rounds sums differently.
         self._baselines: dict[tuple[int, bool], Baseline] = {}
+
+    def carry_out_all(self, numbers: Iterable[int], faults: Sequence[str]) -> Iterator[TrialRow]:
+        """Runs trials, injecting the faults in turn; prints and yields the row of each."""
+        for number in numbers:
+            row = self.carry_out(number, faults[number % len(faults)])
+            seconds = "" if row.detected_s is None else f", {row.detected_s:.1f} s"
+            outcome = "recovered, bit-identical" if row.is_good else f"FAILED: {row.why_not or 'not bit-identical'}"
+            print(f"trial {number}: {row.fault} on {row.ranks} ranks, {row.moment}{seconds}: {outcome}", flush=True)
+            yield row
 
     def carry_out(self, number: int, fault: str) -> TrialRow:
         """Runs one trial.

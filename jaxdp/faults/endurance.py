@@ -1,7 +1,5 @@
 """Runs a long job with more ranks than cores and checks it for leaks.
 
-  python -m jaxdp.faults.endurance --ranks=8 --steps=10000
-
 Prints the resident memory, open files and threads of every rank after warm-up and at the end. Exits with code 1 if the
 memory of a rank has grown by more than 2 %, or its number of files or threads has grown at all.
 
@@ -22,9 +20,10 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.faults.job import Job
-from jaxdp.runtime.world import INTERNAL_ERROR, USER_ERROR
+from jaxdp.runtime.exit_codes import INTERNAL_ERROR, SUCCESS
+from jaxdp.runtime.world import Failure
 
 _EVERY_S = 1.0
 # Fractions of the steps: the samples taken in these two intervals are compared.
@@ -105,25 +104,23 @@ def growth(samples: Sequence[tuple[int, dict[int, Use]]], steps: int, ranks: int
     return [Growth(rank, between(_WARM, rank), between(_LAST, rank)) for rank in range(ranks)]
 
 
-def main(words: Sequence[str]) -> int:
-    """Runs the job, prints the table and returns the exit code."""
-    parser = parsing.Parser("jaxdp.faults.endurance", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--ranks", type=parsing.number, default=8, help="default %(default)s")
-    parser.add_argument("--steps", type=parsing.number, default=10_000, help="default %(default)s")
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the job and prints the table."""
+    parser = parsing.Parser("faults endurance", __doc__, examples=("jaxdp faults endurance --ranks=8 --steps=10000",))
+    parser.add_argument("--ranks", type=parsing.number, default=8, help="number of ranks")
+    parser.add_argument("--steps", type=parsing.number, default=10_000, help="length of the job in training steps")
     parser.add_argument("--json", type=pathlib.Path, help="write the table and all samples to this file")
     parser.add_argument(
-        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/endurance"), help="default %(default)s"
+        "--workdir", type=pathlib.Path, default="runs/endurance", help="folder of the run; must not exist"
     )
-    try:
-        arguments = parser.parse_args(words)
-        parsing.check_writable(arguments.json)
-        parsing.program("mpirun")
-        if arguments.workdir.exists():
-            raise ValueError(f"the workdir {arguments.workdir} already exists: choose another --workdir")
-    except ValueError as error:
-        print(f"jaxdp: error: {error}", file=sys.stderr)
-        return USER_ERROR
+    start.alone(parser, _run, words)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    parsing.check_writable(arguments.json)
+    parsing.program("mpirun")
+    if arguments.workdir.exists():
+        raise ValueError(f"the workdir {arguments.workdir} already exists: choose another --workdir")
     steps, ranks, workdir = arguments.steps, arguments.ranks, arguments.workdir.absolute()
     workdir.mkdir(parents=True)
     often = (f"--config.eval_every_steps={steps // 20}", f"--config.checkpoint.every_steps={steps // 20}")
@@ -133,8 +130,7 @@ def main(words: Sequence[str]) -> int:
     with contextlib.closing(job):
         samples = watch(job, steps)
         if job.wait(60.0) != 0:
-            print(f"jaxdp: error: the job failed: {job.error}: see {workdir / 'log'}", file=sys.stderr)
-            return INTERNAL_ERROR
+            raise Failure(f"the job failed: {job.error}: see {workdir / 'log'}")
     rows = growth(samples, steps, ranks)
     print(f"{ranks} ranks on {len(os.sched_getaffinity(0))} cores, {steps} steps in {time.monotonic() - begin:.0f} s")
     print("rank  MiB warm  at the end  growth   files  threads  workers")
@@ -146,8 +142,8 @@ def main(words: Sequence[str]) -> int:
         )
     if arguments.json:
         parsing.write_json(arguments.json, {"rows": [dataclasses.asdict(row) for row in rows], "samples": samples})
-    return 0 if all(row.is_flat for row in rows) else INTERNAL_ERROR
+    return SUCCESS if all(row.is_flat for row in rows) else INTERNAL_ERROR
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

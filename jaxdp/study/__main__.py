@@ -1,27 +1,27 @@
-"""Studies that answer questions about training with many runs.
+"""Studies that answer questions about training with many runs."""
 
-  mpirun -n 2 python -m jaxdp.study large_batch --table=large_batch.md --plot=large_batch.png
+from __future__ import annotations
 
-Add --help to the name of a study to see its options.
-"""
+from collections.abc import Sequence
 
-import sys
+from jaxdp.cli import subcommands
+from jaxdp.cli.subcommands import Subcommand
 
-from jaxdp.runtime import world
-from jaxdp.study import large_batch
+STUDIES = {
+    "large_batch": Subcommand("jaxdp.study.large_batch", "whether large batches keep the accuracy of small ones"),
+}
 
-STUDIES = {"large_batch": large_batch.main}
 
-
-def main() -> None:
-    study, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
-    if study in STUDIES:
-        world.run(lambda of_world: STUDIES[study](words, of_world))
-    elif study == "--help":
-        print(__doc__)
-    else:
-        print(f"jaxdp: error: unknown study {study!r}: choose from {', '.join(STUDIES)}", file=sys.stderr)
-        sys.exit(world.USER_ERROR)
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the study that the first word selects."""
+    subcommands.run(
+        "study",
+        "study",
+        STUDIES,
+        words,
+        about="Answers questions about training with many runs.",
+        examples=("mpirun -n 2 jaxdp study large_batch --table=large_batch.md --plot=large_batch.png",),
+    )
 
 
 if __name__ == "__main__":

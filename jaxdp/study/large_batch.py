@@ -15,7 +15,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
-from jaxdp.cli import parsing
+from jaxdp.cli import parsing, start
 from jaxdp.config.schema import Config
 from jaxdp.runtime import jax_compat, process
 from jaxdp.runtime.world import World
@@ -24,19 +24,20 @@ from jaxdp.study.statistics import Interval
 from jaxdp.trainer import workdir
 
 
-def main(words: Sequence[str], world: World) -> None:
-    """Completes the study; rank 0 prints and writes the results."""
-    parser = parsing.Parser("jaxdp.study large_batch", description=__doc__, allow_abbrev=False)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    default = pathlib.Path("runs/large_batch")
-    parser.add_argument("--workdir", type=pathlib.Path, default=default, help="output folder; default %(default)s")
+def main(words: Sequence[str] | None = None) -> None:
+    """Completes the study on all ranks; rank 0 prints and writes the results."""
+    parser = parsing.Parser(
+        "study large_batch",
+        __doc__,
+        examples=("mpirun -n 2 jaxdp study large_batch --table=large_batch.md --plot=large_batch.png",),
+    )
+    parser.add_argument("--workdir", type=pathlib.Path, default="runs/large_batch", help="output folder")
     parser.add_argument("--table", type=pathlib.Path, help="write the tables to this file, as Markdown")
     parser.add_argument("--plot", type=pathlib.Path, help="write the plot to this file")
-    arguments = parsing.on_all_ranks(
-        parser, words, lambda given: parsing.check_writable(given.table, given.plot), world
-    )
-    if arguments is None:
-        return
+    start.on_ranks(parser, _run, words, check=lambda given, _: parsing.check_writable(given.table, given.plot))
+
+
+def _run(arguments: argparse.Namespace, world: World) -> None:
     process.prepare_process(threads=world.threads, gpus=world.gpus)
     from jaxdp.configs.study_large_batch import get_config
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from jaxdp.data.catalog import open_source
 from jaxdp.data.folders import listed
-from jaxdp.data.prepare import SHARD_BYTES, Shard, prepare, write_shard
+from jaxdp.data.preparation import SHARD_BYTES, Shard, prepare, write_shard
 from tests.data.sets import CONFIG, World, held
 
 

@@ -11,7 +11,7 @@ from jobs import TAKES_LONG, is_open_mpi
 
 from jaxdp import supervise
 from jaxdp.bench import netcluster
-from jaxdp.supervise import Policy, Supervisor, read_hosts
+from jaxdp.trainer.supervisor import Policy, Supervisor, read_hosts, start_command
 
 HOSTS = {"a": 2, "b": 2}
 
@@ -132,9 +132,9 @@ def test_start_commands_of_both_mpis(monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.delenv("JAXDP_CACHE_DIR", raising=False)
     monkeypatch.setenv("TFDS_DATA_DIR", "data")
-    hydra = supervise.start_command(HOSTS, launcher=["mpiexec", "-iface", "ib0"], shell="ssh", is_hydra=True)
+    hydra = start_command(HOSTS, launcher=["mpiexec", "-iface", "ib0"], shell="ssh", is_hydra=True)
     assert " ".join(hydra) == "mpiexec -iface ib0 -launcher ssh -launcher-exec ssh -hosts a:2,b:2 -n 4"
-    other = supervise.start_command(HOSTS, launcher=["mpirun"], shell="rsh", is_hydra=False)
+    other = start_command(HOSTS, launcher=["mpirun"], shell="rsh", is_hydra=False)
     assert other[0] == "env"
     assert {word.partition("=")[2] for word in other[1:3]} == {"rsh"}
     assert other[3:] == ["mpirun", "-x", "TFDS_DATA_DIR", "--map-by", "slot", "--host", "a:2,b:2", "-n", "4"]
@@ -153,7 +153,9 @@ def test_start_commands_of_both_mpis(monkeypatch):
 def test_usage_error_is_one_message(tmp_path, capsys, words, message):
     (tmp_path / "HOSTS").write_text("a\n")
     words = [word.replace("HOSTS", str(tmp_path / "HOSTS")) for word in words]
-    assert supervise.main(words) == 2
+    with pytest.raises(SystemExit) as ended:
+        supervise.main(words)
+    assert ended.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("jaxdp: error: ")
     assert re.search(message, err)

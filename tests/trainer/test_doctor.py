@@ -23,17 +23,16 @@ def test_working_machine_is_reported_as_ready(jobs, tmp_path):
 
 # A job with a faulty setup on rank 1 or on all ranks.
 ILL = """
-import os, sys
-from jaxdp import doctor
+import os, pathlib, sys
 from jaxdp.runtime import world
-from jaxdp.trainer import preflight
+from jaxdp.trainer import diagnosis, preflight
 
 
 def job(of_world):
-    what = sys.argv.pop(1)
+    what, workdir = sys.argv[1:]
     if what == "code" and of_world.rank == 1:
         preflight.code_hash = lambda _: "0123456789ab"
-    doctor.examine(sys.argv[1:], of_world)
+    diagnosis.examine(pathlib.Path(workdir), of_world)
 
 
 if sys.argv[1] == "core":
@@ -51,7 +50,7 @@ world.run(job)
     ],
 )
 def test_problem_is_listed_with_its_remedy(jobs, tmp_path, what, workdir, told):
-    ended = jobs.run(3, "-c", ILL, what, f"--workdir={tmp_path / workdir}")
+    ended = jobs.run(3, "-c", ILL, what, str(tmp_path / workdir))
     assert ended.code == 2
     (to_do,) = [line for line in ended.out.splitlines() if line.startswith("  - ")]
     assert told in to_do

@@ -9,7 +9,7 @@ import pytest
 from jobs import TAKES_LONG, Jobs
 from PIL import Image
 
-from jaxdp.data.prepare import prepare
+from jaxdp.data.preparation import prepare
 
 SIZES = ((500, 375), (375, 500), (300, 300), (640, 480), (200, 150))
 # The classes that have images, out of 1,000. The color of an image tells its class.
