@@ -11,16 +11,14 @@ import pathlib
 import sys
 import time
 
-from jaxdp import evaluate, predict, train
-
-COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
+from jaxdp.cli import command
 
 told = []
-for command, *words in json.loads(pathlib.Path(sys.argv[1]).read_text()):
+for words in json.loads(pathlib.Path(sys.argv[1]).read_text()):
     said, code, begin = io.StringIO(), 0, time.monotonic()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            COMMANDS[command](words)
+            command.main(words)
         except SystemExit as end:
             code = end.code
     told.append([code, said.getvalue(), time.monotonic() - begin])
