@@ -30,7 +30,7 @@ def _parser() -> parsing.Parser:
     parser = parsing.Parser(
         "supervise",
         __doc__,
-        examples=("jaxdp supervise --hostfile=hosts -- --config=configs/digits.py --workdir=runs/digits",),
+        examples=("jaxdp supervise --hostfile=hosts -- --config=digits --workdir=runs/digits",),
     )
     parser.usage = "%(prog)s --hostfile=FILE [options] -- [options of jaxdp train]"
     defaults = supervisor.Policy()

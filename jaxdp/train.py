@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from jaxdp.cli import train_flags
+from jaxdp.explain import explain
 from jaxdp.runtime.world import World
 
 
 def train(arguments: train_flags.Arguments, world: World) -> None:
+    if arguments.explain:
+        explain(arguments, world)
+        return
     from jaxdp.runtime.preemption import Preemption
 
     # Catch signals before the imports below, which take seconds.
@@ -17,13 +21,6 @@ def train(arguments: train_flags.Arguments, world: World) -> None:
     from jaxdp.trainer import loop, workdir
 
     assert arguments.config is not None, "the command line of train has a config"
-    if arguments.explain:
-        from jaxdp.planning.explain import explain
-
-        with world.agree_or_exit():
-            if world.is_root:
-                print(explain(arguments.config), flush=True)
-        return
     with world.agree_or_exit():
         if world.is_root:
             workdir.check_workdir(arguments.config, arguments.workdir)

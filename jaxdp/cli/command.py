@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words,
         about="Trains image networks with synchronous data parallelism on MPI clusters.",
         examples=(
-            "mpirun -n 4 jaxdp train --config=configs/digits.py --workdir=runs/digits",
+            "mpirun -n 4 jaxdp train --config=digits --workdir=runs/digits",
             "mpirun -n 4 jaxdp evaluate --workdir=runs/digits",
             "jaxdp predict --workdir=runs/digits photo.png",
         ),

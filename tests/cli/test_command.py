@@ -23,8 +23,6 @@ LEAVES = [
     *(["study", name] for name in STUDIES),
     ["faults", "endurance"],
 ]
-# These list the options of a training run in their own way.
-LISTED = (["train"], ["evaluate"], ["explain"])
 MODULES = (
     *(f"jaxdp.{name}" for name in COMMANDS),
     "jaxdp.data.prepare",
@@ -61,7 +59,7 @@ def test_every_listed_module_has_a_main(table):
         assert callable(importlib.import_module(listed.module).main)
 
 
-@pytest.mark.parametrize("words", [words for words in LEAVES if words not in LISTED], ids=" ".join)
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
 def test_help_has_usage_options_with_defaults_and_an_example(capsys, monkeypatch, words):
     monkeypatch.setenv("COLUMNS", "1000")
     command.main([*words, "--help"])
@@ -72,7 +70,7 @@ def test_help_has_usage_options_with_defaults_and_an_example(capsys, monkeypatch
     options = re.split(r"^  (?=-)", listed, flags=re.MULTILINE)[2:]
     assert options
     for option in options:
-        assert re.match(r"--\w+ .*(default: \S|required)", option, re.DOTALL), option
+        assert re.match(r"--[\w.]+ .*(default: \S|required)", option, re.DOTALL), option
     assert re.search(rf"^examples?:\n(  .*\n)*  .*{name}\b", out, re.MULTILINE)
     assert out.endswith(f"\n{exit_codes.SUMMARY}\n")
 
@@ -122,6 +120,13 @@ def test_current_folder_is_searched_for_objects_of_users(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", ["/usr/local/bin", *[path for path in sys.path if path not in ("", str(ROOT))]])
     command.main(["--help"])
     assert sys.path[:2] == [str(tmp_path), "/usr/local/bin"]
+
+
+def test_explain_is_train_with_explain(jobs):
+    explained = jobs.run(0, "-m", "jaxdp", "explain", "--config.batch_size=32")
+    assert (explained.code, explained.err) == (0, "")
+    assert "batch 32: " in explained.out
+    assert explained.out == jobs.run(0, "-m", "jaxdp.train", "--explain", "--config.batch_size=32").out
 
 
 @BOTH_MPIS
