@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +44,7 @@ def measure(source: Source, split: str, world: World, *, repeat: int) -> list[Lo
     paths = source.shards[split]
     num_bytes = sum(path.stat().st_size for path in paths)
     decoder = Decoder(source.image_shape)
-    ways = {
+    ways: dict[str, Callable[[], object]] = {
         "load pixels": lambda: read(source, split, world, group),
         "load files": lambda: read(source, split, world, group, decoder=decoder),
         "raw read": lambda: _raw(paths[world.rank :: world.size], world.threads),

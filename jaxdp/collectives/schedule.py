@@ -44,7 +44,7 @@ class Schedule:
     chunk: np.ndarray
     reduce: np.ndarray
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_ranks < 1 or self.num_chunks < 1:
             raise ValueError(
                 f"a schedule needs at least 1 rank and 1 chunk, not {self.num_ranks} and {self.num_chunks}"

@@ -1,6 +1,8 @@
 """scikit-learn's handwritten digits as a TFDS data set: real images that need no download."""
 
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -11,7 +13,7 @@ NUM_TEST = 360
 SPLIT_SEED = 0
 
 
-class Digits(tfds.core.GeneratorBasedBuilder):
+class Digits(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types.
     """1,797 images of 8x8 pixels in 17 grey levels (test set of UCI's Optical Recognition of Handwritten Digits).
 
     The original set is sorted by writer, so it is split at random with a fixed seed: 1,437 images for training and 360
@@ -32,7 +34,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             homepage="https://archive.ics.uci.edu/dataset/80",
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
         order = np.random.RandomState(SPLIT_SEED).permutation(NUM_EXAMPLES)
         return {
@@ -40,7 +42,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(np.sort(order[:NUM_TEST])),
         }
 
-    def _generate_examples(self, indices):
+    def _generate_examples(self, indices: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         from PIL import Image
         from sklearn.datasets import load_digits
 

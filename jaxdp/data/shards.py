@@ -24,7 +24,7 @@ def writing(path: pathlib.Path) -> Iterator[Any]:
 
 
 def results(
-    pool: concurrent.futures.Executor, pending: dict[concurrent.futures.Future, int], *, unit: str
+    pool: concurrent.futures.Executor, pending: dict[concurrent.futures.Future[Any], int], *, unit: str
 ) -> list[Any]:
     """Waits for the tasks of a pool and returns their results; if one fails, cancels those that have not begun.
 

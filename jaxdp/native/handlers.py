@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,7 +29,8 @@ def call(
       attributes: attributes of the handler, as NumPy values.
     """
     _register(library, name)
-    return jax.ffi.ffi_call(f"jaxdp_{name}", like, input_output_aliases=aliases)(*arrays, **attributes)
+    handler: Callable[..., Any] = jax.ffi.ffi_call(f"jaxdp_{name}", like, input_output_aliases=aliases)
+    return handler(*arrays, **attributes)
 
 
 @functools.cache

@@ -230,7 +230,7 @@ def _shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     return {name: (tuple(leaf.shape), np.dtype(leaf.dtype).name) for name, leaf in named_leaves(tree).items()}
 
 
-def _require_same(stored: dict, wanted: dict, where: pathlib.Path) -> None:
+def _require_same(stored: dict[str, Any], wanted: dict[str, Any], where: pathlib.Path) -> None:
     # Parameters first: the optimizer's arrays have the same shapes.
     for name in sorted(stored.keys() | wanted.keys(), key=lambda name: (not name.startswith("params."), name)):
         if stored.get(name) != wanted.get(name):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxdp.collectives.allreduce import BucketSum
-from jaxdp.collectives.run_native import engine_of
+from jaxdp.collectives.run_native import Event, engine_of
 from jaxdp.runtime.world import World
 
 # Histogram bins of lateness: each is 5 % larger than the one before, from a microsecond to a quarter of an hour.
@@ -49,7 +49,7 @@ class Pace:
             self._engine = engine_of(world)
             self._seen = self._engine.counts()[0]
         # For each plan, finished allreduces that belong to no step yet. Allreduces of one plan run one after another.
-        self._over: dict[int, collections.deque] = {number: collections.deque() for number in self._plans}
+        self._over: dict[int, collections.deque[Event]] = {number: collections.deque() for number in self._plans}
         self._last_end: float | None = None
         self._steps: list[Times] = []
 

@@ -107,7 +107,7 @@ class Supervisor:
         hosts: Mapping[str, int],
         *,
         answers: Callable[[str], bool],
-        start: Callable[[Mapping[str, int]], subprocess.Popen],
+        start: Callable[[Mapping[str, int]], subprocess.Popen[bytes]],
         saved: Callable[[], int],
         policy: Policy,
         say: Callable[[str], None],
@@ -115,7 +115,7 @@ class Supervisor:
         self._hosts, self._answers, self._start, self._saved = hosts, answers, start, saved
         self._policy, self._say = policy, say
         self._asked: int | None = None
-        self._job: subprocess.Popen | None = None
+        self._job: subprocess.Popen[bytes] | None = None
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal: forwards it to the job, and starts no further job."""
@@ -124,7 +124,7 @@ class Supervisor:
         if self._job is not None:
             self._tell(self._job)
 
-    def _tell(self, job: subprocess.Popen) -> None:
+    def _tell(self, job: subprocess.Popen[bytes]) -> None:
         # Not SIGTERM, on which Open MPI's mpirun ends all ranks at once.
         job.send_signal(signal.SIGINT if self._asked == signal.SIGINT else signal.SIGUSR1)
 
@@ -224,7 +224,7 @@ def supervise(
         except subprocess.TimeoutExpired:
             return False
 
-    def start(some: Mapping[str, int]) -> subprocess.Popen:
+    def start(some: Mapping[str, int]) -> subprocess.Popen[bytes]:
         command = start_command(some, launcher=launcher, shell=shell, is_hydra="HYDRA" in version)
         # In a separate session, so that signals reach the job only through this process.
         return subprocess.Popen(
