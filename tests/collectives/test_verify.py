@@ -16,7 +16,7 @@ def rounds_of(schedule):
 def mutants(schedule):
     """Yields every schedule with one changed move.
 
-    The move is dropped, doubled or reversed, copies instead of adding or adds instead of copying, has another
+    The move is dropped, doubled or reversed, copies instead of adding or adds instead of copying, has another source,
     destination or chunk, or is in another round.
     """
     for index, moves in enumerate(rounds_of(schedule)):
@@ -26,7 +26,12 @@ def mutants(schedule):
                 [move, move],
                 [move._replace(src=move.dst, dst=move.src)],
                 [move._replace(reduce=not move.reduce)],
-                *([move._replace(dst=dst)] for dst in range(schedule.num_ranks) if dst not in (move.src, move.dst)),
+                *(
+                    [move._replace(**{end: rank})]
+                    for end in ("src", "dst")
+                    for rank in range(schedule.num_ranks)
+                    if rank not in (move.src, move.dst)
+                ),
                 *([move._replace(chunk=chunk)] for chunk in range(schedule.num_chunks) if chunk != move.chunk),
             ]
             for instead in others:
@@ -94,6 +99,22 @@ def test_verdict_on_every_mutant_matches_execution(name, num_ranks, wire_rounds)
             verdicts.append(is_accepted(mutant, wire_rounds))
             assert verdicts[-1] == (sums_right(mutant) and ends_alike(mutant, wire_rounds))
     assert False in verdicts
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_verdict_on_every_pair_of_changes_matches_execution(name):
+    """On 2 ranks; some pairs leave the sums right but change the order of additions, which no single change does."""
+    options = {
+        "multicolor": {"colors": 2, "arity": 2},
+        "hierarchical": {"inner": "direct", "outer": "ring", "ranks_per_node": 2},
+    }.get(name, {})
+    verdicts = set()
+    for once in mutants(ALGORITHMS[name].schedule(2, **options)):
+        for twice in mutants(once):
+            right, alike = sums_right(twice), ends_alike(twice, wire_rounds=False)
+            assert is_accepted(twice, wire_rounds=False) == (right and alike)
+            verdicts.add((right, alike))
+    assert verdicts == {(True, True), (True, False), (False, True), (False, False)}
 
 
 def test_wire_rounding_alone_can_make_replicas_differ():
