@@ -47,7 +47,11 @@ MISTAKES = {
     TRAIN + "--config.allreduce.arity=0": ("a number above 0", "not 0", "config.allreduce.arity"),
     TRAIN + "--config.batch_statistics=node": ("batch_statistics", "'node'", "one of device, world"),
     TRAIN + "--config.data.crop=centre": ("data.crop", "'centre'", "one of none, padded, resized"),
-    TRAIN + "--config.data.crop_area=(0.5,1.1)": ("two numbers above 0 and up to 1", "1.1", "the smaller one first"),
+    TRAIN + "--config.data.crop_area=(0.5,1.1)": (
+        "two numbers above 0 and up to 1",
+        "not (0.5, 1.1)",
+        "the smaller one first",
+    ),
     TRAIN + "--config.data.std=(0.0,)": ("std must be above 0", "(0.0,)", "must have the same length"),
     TRAIN + "--config.safety.on_divergence=warn": ("on_divergence", "'warn'", "one of abort, dump"),
     TRAIN + "--config.safety.watchdog_seconds=0": ("a number above 0", "not 0", "config.safety.watchdog_seconds"),
@@ -60,8 +64,8 @@ MISTAKES = {
     ),
     TRAIN + "--config.schedule.decay=step --config.schedule.boundaries_epochs=(1.0,)": (
         "must not lie in the warmup",
-        "step 23",
-        "warmup",
+        "the first one is at step 23",
+        "the warmup takes 45 steps",
     ),
     TRAIN + "--config.allreduce.algorithm=mpi --config.allreduce.wire=float16": (
         "cannot send rounded values",
@@ -76,13 +80,13 @@ MISTAKES = {
     TRAIN + "--config.allreduce.colors=9": (
         "colors need at least 9 ranks",
         "this job has 1",
-        "set config.allreduce.",
+        "set config.allreduce.colors to 1 or less",
     ),
     TRAIN + "--config.data.shuffle=partition": ("needs config.data.partitions", "'partition'", "number of nodes"),
     TRAIN + "--config.data.shuffle=partition --config.data.partitions=65": (
         "contributes to each batch",
-        "65",
-        "to the batch size or less",
+        "config.data.partitions is 65",
+        "set config.data.partitions to the batch size or less",
     ),
     # Models.
     TRAIN + "--config.model.name=vgg": ("model.name", "'vgg'", "your own model as 'package.module:Name'"),
@@ -91,22 +95,31 @@ MISTAKES = {
     TRAIN + "--config.model.name=resnet18": ("is missing", "config.model.stem", "set it in the config"),
     RESNET + "--config.model.stem=tall": ("config.model.stem", "'tall'", "must be one of imagenet, cifar"),
     # Data.
-    TRAIN + "--config.data.name=nosuch": ("no data set|not a data set|is no", "nosuch", "prepare|known"),
-    TRAIN + "--config.data.dir=FILES/empty --config.data.name=mnist": ("mnist", "FILES/empty", "prepare"),
+    TRAIN + "--config.data.name=nosuch": ("there is no data set", "'nosuch'", "prepare it with launch/prepare nosuch"),
+    TRAIN + "--config.data.dir=FILES/empty --config.data.name=mnist": (
+        "there is no data set 'mnist'",
+        "FILES/empty",
+        "prepare it with launch/prepare mnist",
+    ),
     TRAIN + "--config.data.name=nosuch:data": ("cannot be imported", "'nosuch:data'", "install it, or start the job"),
     TRAIN + "--config.data.name=synthetic:9": (
         "synthetic data set",
         "'synthetic:9'",
         "e.g. synthetic:50000:10000:32:10",
     ),
-    TRAIN + "--config.data.train_split=trainn": ("split", "trainn", "test, train|train, test"),
+    TRAIN + "--config.data.train_split=trainn": (
+        "'digits' has the splits train, test",
+        "train_split is 'trainn'",
+        "choose one of them",
+    ),
     TRAIN + "--config.data.mean=(0.1,0.2) --config.data.std=(1.0,1.0)": ("2 values", "1 channels", "give one value"),
     TRAIN + "--config.data.image_size=9": ("image_size is 9", "(8, 8, 1)", "set it to 8 or less"),
-    TRAIN + "--config.data.augment=os:nosuch": ("data.augment", "'os:nosuch'", "has no attribute"),
+    TRAIN + "--config.data.augment=os:nosuch": ("data.augment", "'os:nosuch'", "has no attribute 'nosuch'"),
+    TRAIN + "--config.data.augment=fade": ("config.data.augment", "not 'fade'", "written as 'package.module:Name'"),
     # Folders and their contents.
     "train --workdir=/dev/null/run": ("cannot be written", "/dev/null/run", "choose another --workdir"),
     SAME_RUN + "--config.seed=7": ("another config", "config.seed is 0 there and 7 here", "choose another --workdir"),
-    "train --workdir=FILES/torn": ("cannot read", "FILES/torn/config.json", "choose another"),
+    "train --workdir=FILES/torn": ("cannot read", "FILES/torn/config.json", "choose another folder"),
     "train --workdir=DAMAGED": (
         "every checkpoint .* is damaged",
         "DAMAGED",
