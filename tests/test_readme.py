@@ -39,14 +39,19 @@ def test_ci_runs_the_readme_test_command():
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("exec ./launch/test")
 
 
-def test_readme_cluster_commands_can_be_parsed():
-    for words in commands():
-        if "jaxdp.train" in words:
-            assert train_flags.parse_train(words[words.index("jaxdp.train") + 1 :]).config is not None
-        if "jaxdp.evaluate" in words:
-            assert train_flags.parse_evaluate(words[words.index("jaxdp.evaluate") + 1 :]).workdir
-        if "allreduce" in words:
-            assert allreduce_parser().parse_args(words[words.index("allreduce") + 1 :]).sizes
+@pytest.mark.parametrize(
+    ("name", "parse"),
+    [
+        ("jaxdp.train", train_flags.parse_train),
+        ("jaxdp.evaluate", train_flags.parse_evaluate),
+        ("allreduce", allreduce_parser().parse_args),
+    ],
+)
+def test_readme_cluster_commands_can_be_parsed(name, parse):
+    found = [words[words.index(name) + 1 :] for words in commands() if name in words]
+    assert found
+    for words in found:
+        parse(words)
 
 
 def test_readme_config_is_valid(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def test_segments_pipeline_a_chain():
     network = NetworkModel.flat(Link(0.0, 1e-6, 0.0))
     assert simulate(chain, 1e6, network) == pytest.approx(8)
     # 8 rounds plus 9 further segments. Once the pipeline is full, a middle rank sends and receives twice per step.
-    assert simulate(chain, 1e6, network, num_segments=10) < 3
+    assert simulate(chain, 1e6, network, num_segments=10) == pytest.approx((8 + 2 * 9) / 10)
 
 
 def test_halving_wire_bytes_halves_only_the_bandwidth_term():
@@ -98,4 +98,5 @@ def test_closed_form_works_for_20000_ranks():
     for algorithm in ALGORITHMS.values():
         profile = algorithm.profile(20_000, **{name: options[name] for name in algorithm.options})
         seconds = profile.predict(25e6, FLAT, num_segments=8)
-        assert 0 < seconds < 1e5
+        # The busiest rank sends two payloads at least, but for the share that it keeps. A server sends one per rank.
+        assert 2 * 25e6 * LINK.beta * (1 - 1e-4) <= seconds < 2 * 20_000 * 25e6 * LINK.beta

@@ -20,8 +20,12 @@ def test_feed_prefetches_at_most_depth_batches():
     placed = []
     batches = iter(Prefetcher(iter(range(100)), lambda batch: placed.append(batch) or batch, depth=2))
     next(batches)
-    time.sleep(0.2)
-    assert len(placed) <= 1 + 2 + 1
+    deadline = time.monotonic() + 10
+    # The consumer has one, two wait for it, and the thread holds the next one.
+    while len(placed) < 1 + 2 + 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert placed == [0, 1, 2, 3]
     list(batches)
 
 

@@ -70,7 +70,7 @@ def test_set_is_found_in_a_version_unknown_to_tfds(tmp_path):
             "'odd' in .* is in tfrecord: convert it with launch/prepare odd --dir=OTHER",
         ),
         ({"splits": ("train", "validation")}, r"test_split is 'test', but 'odd' has the splits train, validation"),
-        ({"label": False}, "'odd' has image"),
+        ({"label": False}, r"needs data sets with the features 'image' and 'label' .*, but 'odd' has image: choose"),
         ({"shape": (None, None, 3)}, r"of 'odd' differ in size, \(None, None, 3\): set config.data.stored_size"),
         ({"shape": (5, 6, 4)}, "give one value, or one per channel"),
     ],

@@ -7,7 +7,7 @@ from jobs import TAKES_LONG
 
 from jaxdp.faults import endurance
 from jaxdp.faults.campaign import TrialRow, append_row, read_rows, table
-from jaxdp.faults.endurance import Use
+from jaxdp.faults.endurance import Growth, Use
 from jaxdp.faults.kinds import FAULTS
 
 
@@ -76,11 +76,21 @@ def test_growth_is_distinguished_from_noise():
     assert (rows[3].warm.files, rows[3].last.files) == (23, 38.5)
 
 
+def by_rank(uses):
+    return {int(rank): Use(*of_rank) for rank, of_rank in uses.items()}
+
+
 @TAKES_LONG
 def test_endurance_run_reports_every_rank(jobs):
-    words = ("--ranks=2", "--steps=400", f"--workdir={jobs.folder / 'endurance'}")
+    table = jobs.folder / "endurance.json"
+    words = ("--ranks=2", "--steps=400", f"--json={table}", f"--workdir={jobs.folder / 'endurance'}")
     ended = jobs.run(0, "-m", "jaxdp.faults.endurance", *words)
-    # Code 1 reports growth: the job is too short for flat memory.
-    assert ended.code in (0, 1), ended.err
-    assert ended.out.startswith("2 ranks on ")
+    assert ended.out.startswith("2 ranks on "), ended.err
     assert len(ended.out.splitlines()) == 4
+    document = json.loads(table.read_text())
+    rows = [Growth(row["rank"], Use(*row["warm"]), Use(*row["last"])) for row in document["rows"]]
+    assert [row.rank for row in rows] == [0, 1]
+    assert all(row.warm.mib > 50 and row.warm.files > 3 and row.warm.threads > 1 for row in rows)
+    assert rows == endurance.growth([(step, by_rank(uses)) for step, uses in document["samples"]], 400, 2)
+    # The job is too short for flat memory, so either code is possible.
+    assert ended.code == (0 if all(row.is_flat for row in rows) else 1)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from jaxdp.cli import train_flags
+from jaxdp.runtime.preemption import REQUEUE
 
 LAUNCH = pathlib.Path(__file__).parent.parent.parent / "launch"
 
@@ -26,11 +27,18 @@ def test_files_that_were_not_run_say_so(name):
     assert "NOT RUN BY THIS PROJECT" in (LAUNCH / name).read_text()
 
 
-@pytest.mark.parametrize("name", ["slurm.sbatch", "pbs.sh", "lsf.sh"])
-def test_batch_script_starts_training_with_its_arguments(name):
+@pytest.mark.parametrize(
+    ("name", "requeues"),
+    [
+        ("slurm.sbatch", f'if [[ $code == {REQUEUE} ]]; then scontrol requeue "$SLURM_JOB_ID"; fi'),
+        ("pbs.sh", f'if [[ $code == {REQUEUE} ]]; then qrerun "$PBS_JOBID"; fi'),
+        ("lsf.sh", f'#BSUB -Q "{REQUEUE}"'),
+    ],
+)
+def test_batch_script_starts_training_and_requeues_a_preempted_job(name, requeues):
     text = (LAUNCH / name).read_text()
     assert re.search(r'python -m jaxdp\.train "\$(@|\{arguments\[@\]\})"', text)
-    assert "75" in text
+    assert requeues in text.splitlines()
 
 
 def shown(tmp_path, *, driver=None, **environment):
@@ -41,6 +49,7 @@ def shown(tmp_path, *, driver=None, **environment):
         smi.chmod(0o755)
     environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     ended = subprocess.run([LAUNCH / "setup", "--show"], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout == "") == ((2, True) if ended.stderr else (0, False))
     return ended.stdout + ended.stderr
 
 

@@ -212,7 +212,7 @@ def test_groups_of_nodes_give_the_same_batches_without_mutual_traffic(world, num
             steps=range(20),
             steps_per_exchange=4,
         )
-        for step, batch in enumerate(fed):
+        for step, batch in zip(range(20), fed, strict=True):
             mine = batch.label_B[batch.mask_B].tolist()
             np.testing.assert_array_equal(batch.image_BHWC[batch.mask_B][:, 0, 0, 0], mine)
             everyones = [example for examples in world.allgather(mine) for example in examples]
@@ -245,7 +245,7 @@ def test_each_group_of_nodes_exchanges_its_partitions_internally(world):
         steps_per_exchange=4,
         partitions=partitions,
     )
-    for step, batch in enumerate(fed):
+    for step, batch in zip(range(30), fed, strict=True):
         mine = batch.label_B[batch.mask_B].tolist()
         np.testing.assert_array_equal(batch.image_BHWC[batch.mask_B][:, 0, 0, 0], mine)
         everyones = [example for examples in world.allgather(mine) for example in examples]

@@ -121,5 +121,4 @@ def test_biases_and_normalisation_parameters_are_not_kernels():
     options = {"stage_sizes": (1, 1), "width": 2, "stem": "cifar", "zero_gamma": True}
     options |= {"norm_momentum": 0.9, "norm_epsilon": 1e-5}
     _, params, _ = Network.create("resnet", options, image_shape=(8, 8, 3), num_classes=10, seed=0)
-    for path, is_kernel in jax.tree_util.tree_leaves_with_path(kernels(params)):
-        assert is_kernel == (path[-1].key == "kernel")
+    assert kernels(params) == jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

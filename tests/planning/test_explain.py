@@ -5,7 +5,6 @@ import pytest
 
 from jaxdp.cli import train_flags
 from jaxdp.config.recipe_warnings import recipe_warnings
-from jaxdp.config.schema import Config
 from jaxdp.planning.explain import explain
 
 CONFIGS = sorted(pathlib.Path(__file__).parents[2].glob("configs/*.py"))
@@ -59,7 +58,8 @@ def test_resnet50_figures_match_the_paper():
     assert "7.948 GFLOP per image forward, 23.81 forward and backward" in text
     kernel = next(line for line in text.splitlines() if line.strip().startswith("stem.kernel"))
     assert kernel.split() == ["stem.kernel", "7x7x3x64", "9,408", "yes"]
-    assert "no" in next(line for line in text.splitlines() if "stem_norm.scale" in line).split()
+    scale = next(line for line in text.splitlines() if "stem_norm.scale" in line)
+    assert scale.split() == ["stem_norm.scale", "64", "64", "no"]
 
 
 def test_encoded_storage_and_groups_change_memory_and_traffic():
@@ -95,7 +95,7 @@ def test_recipe_known_to_lose_accuracy_causes_a_warning(changes, warning):
     else:
         config = changed(config, **changes)
     assert list(recipe_warnings(config_of("resnet50_imagenet"), batch_a_device=32)) == []
-    assert any(text.startswith(warning) or warning in text for text in recipe_warnings(config, batch_a_device=32))
+    assert [warning in text for text in recipe_warnings(config, batch_a_device=32)].count(True) == 1
 
 
 def test_unknown_data_set_or_split_is_named_in_the_error(tmp_path):
@@ -105,7 +105,6 @@ def test_unknown_data_set_or_split_is_named_in_the_error(tmp_path):
     config = changed(config_of("resnet50_imagenet"), data__train_split="training", data__dir=str(tmp_path))
     with pytest.raises(ValueError, match="'training', but 'imagenet2012' has the splits train, validation"):
         explain(config)
-    assert isinstance(config, Config)
 
 
 def test_explain_prints_once_and_writes_nothing(jobs):

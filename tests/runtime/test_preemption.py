@@ -62,6 +62,7 @@ def test_job_preempted_before_the_first_step_ends_at_once(jobs):
     command = ("-m", "jaxdp.train", *LONG, f"--workdir={jobs.folder / 'preempted-early'}")
     with jobs.start(3, *command) as job:
         while not (jobs.folder / "preempted-early" / "config.json").exists():
+            assert job.poll() is None, job.communicate()
             time.sleep(0.02)
         os.kill(job.pid, signal.SIGUSR1)
         begin = time.monotonic()

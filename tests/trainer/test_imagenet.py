@@ -63,6 +63,8 @@ def test_config_trains_for_several_steps(jobs, sets, ranks, name):
     heads = 1.6 if name == "googlenet_imagenet" else 1.0
     assert steps[0]["loss"] == pytest.approx(heads * math.log(1000), rel=0.05)
     first, second = (line["test_loss"] for line in evaluations)
+    assert math.isfinite(first)
+    assert math.isfinite(second)
     assert first != second
 
 

@@ -1,6 +1,5 @@
 """Complete jobs under mpirun: they train, stop, resume and report usage errors."""
 
-import itertools
 import json
 import os
 import re
@@ -44,8 +43,10 @@ def test_metrics_have_the_expected_names(jobs):
     evaluation = [line for line in lines if "test_loss" in line]
     assert all({"step", "loss", "accuracy", "learning_rate", "images_per_second"} <= line.keys() for line in training)
     assert all({"step", "test_loss", "test_accuracy"} <= line.keys() for line in evaluation)
-    steps = [line["step"] for line in training]
-    assert steps == sorted(set(steps))
+    # Every 5 of the 30 epochs.
+    evaluated = {113, 225, 337, 450, 562, 674}
+    assert {line["step"] for line in evaluation} == evaluated
+    assert [line["step"] for line in training] == sorted({*range(20, 674, 20), *evaluated})
     assert list((jobs.folder / "digits" / "tensorboard").iterdir())
 
 
@@ -91,6 +92,7 @@ def test_loss_does_not_depend_on_the_number_of_ranks(jobs):
         workdir = f"losses-{ranks}x{devices}"
         jobs.train(ranks, workdir, *SHORT, "--config.schedule.base_rate=0.002", devices=devices)
         losses[ranks, devices] = [line["loss"] for line in jobs.metrics(workdir) if "loss" in line]
+    assert losses[1, 1]
     for values in losses.values():
         assert values == pytest.approx(losses[1, 1], rel=5e-4)
 
@@ -206,6 +208,7 @@ def test_second_start_compiles_nothing(jobs):
         return {path.name for path in (jobs.folder / "cache").rglob("*") if path.is_file()}
 
     before = cached()
+    assert before
     jobs.train(2, "second-start", "--stop_at_step=3")
     assert cached() == before
 
@@ -262,6 +265,7 @@ def test_world_batch_statistics_agree_between_engines(jobs):
         arguments = (*SHORT, *statistics, f"--config.allreduce.engine={engine}", "--stop_at_step=20")
         jobs.train(ranks, workdir, *arguments, devices=devices)
         losses.append([line["loss"] for line in jobs.metrics(workdir) if "loss" in line])
+    assert losses[0]
     assert losses[1] == pytest.approx(losses[0], rel=5e-4)
 
 
@@ -309,8 +313,8 @@ def test_help_describes_the_command(jobs):
 def test_only_rank_0_prints(digits):
     starts = [line for line in digits.out.splitlines() if line.startswith("jaxdp ")]
     assert len(starts) == 1
-    for before, after in itertools.pairwise(line for line in digits.out.splitlines() if "/674" in line):
-        assert before != after
+    progress = [line for line in digits.out.splitlines() if "/674" in line]
+    assert len(progress) == len(set(progress)) > 33
 
 
 def test_resumed_run_keeps_the_algorithms_chosen_by_auto(jobs):
@@ -339,12 +343,12 @@ def test_xla_engine_trains_like_the_native_engine(jobs, by_xla):
     assert "by XLA (gloo)" in by_xla.out
     jobs.train(2, "xla_rival", *SHORT, devices=2)
     # Float32 values are summed in another order; see test_loss_does_not_depend_on_the_number_of_ranks.
-    for mine, other in zip(jobs.metrics("xla"), jobs.metrics("xla_rival"), strict=True):
-        assert mine["step"] == other["step"]
-        if "loss" in mine:
-            assert mine["loss"] == pytest.approx(other["loss"], rel=5e-3)
-        if "test_accuracy" in mine:
-            assert mine["test_accuracy"] == pytest.approx(other["test_accuracy"], abs=0.02)
+    for name, tolerance in [("loss", {"rel": 5e-3}), ("test_accuracy", {"abs": 0.02})]:
+        mine, other = (
+            [(line["step"], line[name]) for line in jobs.metrics(run) if name in line] for run in ("xla", "xla_rival")
+        )
+        assert len(mine) > 1
+        assert mine == [(step, pytest.approx(value, **tolerance)) for step, value in other]
 
 
 @pytest.mark.usefixtures("by_xla")

@@ -1,5 +1,6 @@
 import io
 import json
+import struct
 
 import pytest
 
@@ -29,9 +30,11 @@ def test_tensorboard_receives_the_values(tmp_path):
     writer.write(5, loss=0.25, norm={"head.bias": 2.0, "head.kernel": None})
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss" in events.read_bytes()
-    assert b"norm/head.bias" in events.read_bytes()
-    assert b"head.kernel" not in events.read_bytes()
+    content = events.read_bytes()
+    # In an event, a name (field 1) comes before its value (field 2), a float32.
+    for name, value in [(b"loss", 0.25), (b"norm/head.bias", 2.0)]:
+        assert bytes([0o12, len(name)]) + name + b"\x15" + struct.pack("<f", value) in content
+    assert b"head.kernel" not in content
 
 
 def test_progress_without_a_bar_is_plain_lines():
