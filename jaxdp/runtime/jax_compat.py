@@ -10,6 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import jax
     from mpi4py import MPI
 
@@ -53,30 +55,31 @@ def mpi4jax_binaries() -> list[pathlib.Path]:
     return [path for folder in folders for path in sorted(pathlib.Path(folder).rglob("*.so"))]
 
 
+def _mpi4jax() -> ModuleType:
+    """Imports mpi4jax, without its warning that JAX is newer than the last version it names (tests cover the pair)."""
+    os.environ.setdefault("MPI4JAX_NO_WARN_JAX_VERSION", "1")
+    import mpi4jax
+
+    return mpi4jax
+
+
 def allreduce(payload: jax.Array, *, comm: MPI.Intracomm) -> jax.Array:
     """Sums an array over a communicator with mpi4jax (MPI_Allreduce), in jit on one device."""
-    import mpi4jax
     from mpi4py import MPI
 
-    return mpi4jax.allreduce(payload, op=MPI.SUM, comm=comm)
+    return _mpi4jax().allreduce(payload, op=MPI.SUM, comm=comm)
 
 
 def send(payload: jax.Array, *, dest: int, comm: MPI.Intracomm) -> None:
     """Sends an array with mpi4jax (blocking), in jit on one device."""
-    import mpi4jax
-
-    mpi4jax.send(payload, dest=dest, comm=comm)
+    _mpi4jax().send(payload, dest=dest, comm=comm)
 
 
 def recv(like: jax.Array, *, source: int, comm: MPI.Intracomm) -> jax.Array:
     """Receives an array of the shape and dtype of `like` with mpi4jax (blocking), in jit on one device."""
-    import mpi4jax
-
-    return mpi4jax.recv(like, source=source, comm=comm)
+    return _mpi4jax().recv(like, source=source, comm=comm)
 
 
 def sendrecv(payload: jax.Array, like: jax.Array, *, source: int, dest: int, comm: MPI.Intracomm) -> jax.Array:
     """Sends `payload` and receives an array like `like` with mpi4jax (blocking), in jit on one device."""
-    import mpi4jax
-
-    return mpi4jax.sendrecv(payload, like, source=source, dest=dest, comm=comm)
+    return _mpi4jax().sendrecv(payload, like, source=source, dest=dest, comm=comm)
