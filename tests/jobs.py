@@ -21,6 +21,8 @@ TAKES_LONG = pytest.mark.skipif(
 SHORT = ("--config.epochs=2.0", "--config.schedule.warmup_epochs=1.0", "--config.eval_every_epochs=1.0")
 # The most informative multi-rank tests: launch/test also runs them with the other MPI (MPICH or Open MPI).
 BOTH_MPIS = pytest.mark.both_mpis
+# Tests of what depends on JAX's version: launch/test also runs them with the newest JAX.
+NEWEST_JAX = pytest.mark.newest_jax
 ROOT = pathlib.Path(__file__).parent.parent
 # Tests mostly compile small programs that run briefly, so this flag makes them three times as fast.
 COMPILE_QUICKLY = "--xla_backend_optimization_level=0"

@@ -2,8 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jobs import NEWEST_JAX
 
 from jaxdp.collectives.buckets import Buckets, gradient_ready_order
+
+pytestmark = NEWEST_JAX
 
 TREE = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

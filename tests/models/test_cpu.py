@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jobs import NEWEST_JAX
 
 from jaxdp import native
 from jaxdp.models.cpu import convolution
@@ -18,6 +19,8 @@ from jaxdp.models.cpu.convolution import convolve
 from jaxdp.models.cpu.forms import count_flops, without_cpu_kernels
 from jaxdp.models.cpu.pooling import max_pool
 from jaxdp.models.layers import Conv
+
+pytestmark = NEWEST_JAX
 
 # Options of `convolve`, as nnx.Conv passes them.
 OPTIONS = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}

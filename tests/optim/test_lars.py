@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jobs import NEWEST_JAX
 
 from jaxdp.optim.config import OptimizerConfig
 from jaxdp.optim.factory import kernels, make_optimizer
+
+pytestmark = NEWEST_JAX
 
 RATES = [0.5, 0.25, 0.125, 0.1]
 CONFIG = OptimizerConfig(

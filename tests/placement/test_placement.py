@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from jobs import NEWEST_JAX
 
 from jaxdp.collectives.allreduce import BlockingAllreduce
 from jaxdp.collectives.buckets import Buckets
@@ -17,6 +18,8 @@ from jaxdp.placement.staging import Staging
 from jaxdp.step.forward_backward import reduced_shapes
 from jaxdp.step.state import TrainState
 from jaxdp.step.task import Task
+
+pytestmark = NEWEST_JAX
 
 OPTIONS = {
     "stage_sizes": (1,),

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jobs import NEWEST_JAX
 
 from jaxdp.data.batch import Batch
 from jaxdp.models.network import Network
@@ -17,6 +18,8 @@ from jaxdp.step.losses import cross_entropy, hits, top5_hits
 from jaxdp.step.state import TrainState
 from jaxdp.step.task import Task
 from jaxdp.step.update import apply_gradients
+
+pytestmark = NEWEST_JAX
 
 
 def task(padded, batch_size):

@@ -10,11 +10,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jobs import NEWEST_JAX
 from orbax.checkpoint import v1 as ocp
 
 from jaxdp.step.state import TrainState, fingerprint
 from jaxdp.trainer import orbax_compat
 from jaxdp.trainer.checkpoint import Checkpoints, Position
+
+pytestmark = NEWEST_JAX
 
 POSITION = Position(step=0, seed=1, data="digits", num_examples=2**33, batch_size=8)
 

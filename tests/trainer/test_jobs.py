@@ -6,7 +6,7 @@ import re
 import signal
 
 import pytest
-from jobs import BOTH_MPIS, SHORT, TAKES_LONG
+from jobs import BOTH_MPIS, NEWEST_JAX, SHORT, TAKES_LONG
 
 LARS = ("--config.optimizer.name=lars", "--config.optimizer.nesterov=False")
 PARTITIONS = ("--config.data.shuffle=partition", "--config.data.partitions=3")
@@ -25,6 +25,7 @@ def digits(jobs):
     return jobs.train(2, "digits", "--config.allreduce.colors=2")
 
 
+@NEWEST_JAX
 def test_default_config_trains_to_98_percent(jobs, digits):
     lines = jobs.metrics("digits")
     summary = lines[-1]
@@ -34,6 +35,14 @@ def test_default_config_trains_to_98_percent(jobs, digits):
     assert summary["images_per_second"] > 0
     assert f"finished: test accuracy {summary['test_accuracy']:.4f}" in digits.out
     assert f"state hash {summary['state_hash']}" in digits.out
+
+
+@NEWEST_JAX
+def test_mpi4jax_engine_trains_to_98_percent(jobs):
+    ended = jobs.train(2, "digits-mpi4jax", "--config.allreduce.engine=mpi4jax")
+    assert "mpi4jax engine" in ended.out
+    assert ended.err == ""
+    assert jobs.metrics("digits-mpi4jax")[-1]["test_accuracy"] >= 0.98
 
 
 @pytest.mark.usefixtures("digits")
@@ -339,6 +348,7 @@ def by_xla(jobs):
 
 
 @BOTH_MPIS
+@NEWEST_JAX
 def test_xla_engine_trains_like_the_native_engine(jobs, by_xla):
     assert "by XLA (gloo)" in by_xla.out
     jobs.train(2, "xla_rival", *SHORT, devices=2)
