@@ -152,7 +152,7 @@ template <int64_t kRows, bool kRelu, typename T>
     case Task::kGradient:
       for (int64_t row = 0; row < kRows; ++row) {
         gradient_of_x<kRelu>(row_of(work.x, row), row_of(work.gradient, row), factor, shift, work.of_sums,
-                                  work.of_sums + channels, seen ? 1 : 0, channels, out + row * channels);
+                             work.of_sums + channels, seen ? 1 : 0, channels, out + row * channels);
       }
       break;
   }
