@@ -59,7 +59,7 @@ def allreduce(
 
     Args:
       tree: any pytree of numbers and arrays.
-      world: all ranks, from `jaxdp.run` or `jaxdp.connect`.
+      world: all ranks, as `jaxdp.run` passes it to the job.
       op: "mean" or "sum".
       algorithm: name of an algorithm, "mpi" for MPI's own allreduce, or "auto", which measures when it first meets a
         tree structure.

@@ -1,4 +1,4 @@
-"""Imports point downwards only: docs and README describe the rooms, this test holds them to it."""
+"""Imports point downwards only, from room to room."""
 
 import ast
 import pathlib
@@ -26,7 +26,7 @@ ROOMS = (
 LABORATORY = ("bench", "study", "faults")
 # Rooms that may not import each other although one comes first.
 SIBLINGS = (("collectives", "models", "optim", "data"), ("trainer", "planning"))
-# Modules beside the rooms: the library, and what it shows at the top.
+# Modules outside the rooms: the library, and its names at the top.
 LIBRARY = ("jaxdp", "jaxdp.api", "jaxdp.__main__")
 
 
@@ -116,11 +116,11 @@ def test_no_modules_import_each_other_in_a_circle():
     assert cycles(ROOT) == []
 
 
-def test_few_modules_lie_beside_the_rooms():
-    beside = [
+def test_few_modules_lie_outside_the_rooms():
+    outside = [
         path.stem for path in (ROOT / "jaxdp").glob("*.py") if not is_command(path) and path.stem not in ("__init__",)
     ]
-    assert len(beside) < 6, beside
+    assert len(outside) < 6, outside
 
 
 def test_every_folder_is_a_known_room():

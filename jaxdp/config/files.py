@@ -70,7 +70,7 @@ def _run(work: Callable[[], Any], path: pathlib.Path) -> Any:
 
 
 def _load(path: pathlib.Path) -> ModuleType:
-    # Under a name of its own: a config named like a package, as test.py, must not hide it.
+    # The prefix keeps a config that is named like a package, such as test.py, from hiding it.
     spec = importlib.util.spec_from_file_location(f"jaxdp_config_file_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path.name} is no Python file")

@@ -173,9 +173,9 @@ def _image(path: pathlib.Path, size: int | None) -> bytes:
         plain = plain.resize(
             (max(size, round(plain.width * scale)), max(size, round(plain.height * scale))), Image.Resampling.BICUBIC
         )
-    anew = io.BytesIO()
-    plain.save(anew, kind, **({"quality": _JPEG_QUALITY} if kind == "JPEG" else {}))
-    return anew.getvalue()
+    file = io.BytesIO()
+    plain.save(file, kind, **({"quality": _JPEG_QUALITY} if kind == "JPEG" else {}))
+    return file.getvalue()
 
 
 def _features(classes: list[str]) -> Any:

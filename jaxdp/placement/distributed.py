@@ -124,7 +124,7 @@ class DistributedPlacement:
     def train_step(
         self, task: Task, optimizer: optax.GradientTransformation, layout: Buckets, allreduce: BucketSum
     ) -> TrainStep:
-        """Builds the training step, see `LocalEngine.train_step`."""
+        """Builds the training step, see `LocalPlacement.train_step`."""
         summed = over_devices(self.mesh, functools.partial(packed_buckets, task, layout), allreduce)
 
         def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -134,7 +134,7 @@ class DistributedPlacement:
         return jax.jit(step, donate_argnums=0)
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
-        """Builds the evaluation step of this rank's batches, see `LocalEngine.evaluate_step`."""
+        """Builds the evaluation step of this rank's batches, see `LocalPlacement.evaluate_step`."""
         step = self.local.evaluate_step(task)
 
         def evaluate(params: PyTree, stats: PyTree, batch: Batch) -> dict[str, jax.Array]:

@@ -34,7 +34,7 @@ def other_library(binary: pathlib.Path) -> str | None:
     """Returns the MPI library that a shared library is linked to, unless it is the one that mpi4py has loaded.
 
     The dynamic linker takes a library that is loaded already for any that has the same name (SONAME), wherever its file
-    is. A shared library without an MPI library of its own, e.g. with a static one, cannot be judged.
+    is. A shared library that is linked to no shared MPI library, e.g. to a static one, cannot be judged.
 
     Args:
       binary: path of a shared library.
