@@ -183,13 +183,13 @@ def _run_on_rank(
 
 def _with_flags(name: str, words: Sequence[str], warn: Callable[[str], None]) -> Config:
     """The config of this name with the settings of the command line, which ml_collections reads."""
-    config = read_config(name)
+    config = read_config(name, warn=warn)
     words = [_checked(_with_current_name(word, warn), config, name) for word in words]
     argv, values = ["train", *words], flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         rest = values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"invalid command line: {error} (see --help)") from None
     if len(rest) > 1:
         raise ValueError(f"invalid command line: unrecognized arguments: {' '.join(rest[1:])} (see --help)")
@@ -199,12 +199,18 @@ def _with_flags(name: str, words: Sequence[str], warn: Callable[[str], None]) ->
 def _checked(word: str, config: ml_collections.ConfigDict, name: str) -> str:
     """A word of the command line that may be a setting. Raises ValueError if it is an option that does not exist."""
     found = re.match(r"--(?:no)?config\.([\w.]+)", word)
-    if found is None and word.startswith("-"):
+    # A negative number is the value of the option before it.
+    if found is None and re.match(r"-(?![\d.])", word):
         raise ValueError(f"invalid command line: unrecognized arguments: {word} (see --help)")
     known = list(flattened(config.to_dict()))
     if found is not None and found[1] not in known:
-        near = difflib.get_close_matches(found[1], known, 1)
-        hint = f"did you mean config.{near[0]}?" if near else "jaxdp/config/schema.py lists all settings"
+        near = difflib.get_close_matches(found[1], known, 1, cutoff=0.75)
+        if near:
+            hint = f"did you mean config.{near[0]}?"
+        elif found[1].startswith("model."):
+            hint = "flags change those options of the model that the config sets"
+        else:
+            hint = "jaxdp/config/schema.py lists all settings"
         raise ValueError(f"config.{found[1]} is not a setting of {name}: {hint}")
     return word
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jaxdp.runtime.world import World
 
 _REMEDIES = {
-    "native": "run `./launch/setup`, or `pip install --no-cache-dir --no-deps --force-reinstall .`",
+    "native": "run `pip install --no-cache-dir --no-deps --force-reinstall .` in a checkout of jaxdp",
     "mpi4jax": "run `pip install --no-cache-dir --no-deps --force-reinstall mpi4jax`",
 }
 

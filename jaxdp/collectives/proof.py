@@ -24,8 +24,8 @@ def prove_schedules(choices: Iterable[tuple[Choice, np.dtype]], world: World) ->
     """Verifies every schedule of a job on rank 0, see `verify`; all ranks must call it together.
 
     MPI's own allreduce has no schedule. Schedules whose number of moves times the number of ranks exceeds
-    `LARGEST_PROOF` are not verified. That happens only above 256 ranks: to ring, direct and halving_doubling from 257
-    ranks on, to multicolor with its default of 4 colors from 2,049 ranks on.
+    `LARGEST_PROOF` are not verified. That happens only above 256 ranks, for example to ring, direct and
+    halving_doubling from 257 ranks on, and to multicolor with its default of 4 colors from 2,049 ranks on.
 
     Args:
       choices: choices of the job, each with the dtype of its payloads.

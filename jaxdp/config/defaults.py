@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from jaxdp.config.schema import Config
+from jaxdp.settings.build import use_current_names
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -28,11 +30,28 @@ def default_config() -> ml_collections.ConfigDict:
     return _defaults_of(Config)
 
 
-def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A config file's settings, with the defaults of those that it leaves out, so that each can be set by a flag."""
+def complete(config: ml_collections.ConfigDict, *, warn: Callable[[str], None]) -> ml_collections.ConfigDict:
+    """A config file's settings, with the defaults of those that it leaves out, so that each can be set by a flag.
+
+    Args:
+      config: settings of the file.
+      warn: called with a message for each setting that is given under its old name.
+
+    Raises:
+      ValueError: a setting has different values under its old and its current name.
+    """
     whole = ml_collections.ConfigDict(config)
-    _fill(whole, default_config())
+    with whole.unlocked():
+        _rename(Config, whole, "config", warn)
+        _fill(whole, default_config())
     return whole
+
+
+def _rename(cls: Any, config: ml_collections.ConfigDict, path: str, warn: Callable[[str], None]) -> None:
+    use_current_names(cls, config, path, warn)
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint) and isinstance(config.get(name), ml_collections.ConfigDict):
+            _rename(hint, config[name], f"{path}.{name}", warn)
 
 
 def _fill(config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict) -> None:

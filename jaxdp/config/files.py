@@ -42,11 +42,12 @@ def own_configs() -> dict[str, pathlib.Path]:
     return {path.stem: path for path in paths if path.stem != "__init__"}
 
 
-def read_config(name: str) -> ml_collections.ConfigDict:
+def read_config(name: str, *, warn: Callable[[str], None]) -> ml_collections.ConfigDict:
     """The settings that a config file returns, with the defaults of those that it leaves out.
 
     Args:
       name: see `find_config`. Words after a colon are the argument of the file's `get_config`.
+      warn: called with a message for each setting that is given under its old name.
 
     Raises:
       ValueError: there is no such config, or it fails, or it returns something else than settings.
@@ -58,7 +59,7 @@ def read_config(name: str) -> ml_collections.ConfigDict:
         raise ValueError(
             f"the config {path} must return an ml_collections.ConfigDict from get_config(), not {config!r}"
         )
-    return complete(ml_collections.ConfigDict(config))
+    return complete(ml_collections.ConfigDict(config), warn=warn)
 
 
 def _run(work: Callable[[], Any], path: pathlib.Path) -> Any:
@@ -73,7 +74,7 @@ def _load(path: pathlib.Path) -> ModuleType:
     # The prefix keeps a config that is named like a package, such as test.py, from hiding it.
     spec = importlib.util.spec_from_file_location(f"jaxdp_config_file_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path.name} is no Python file")
+        raise ImportError(f"{path.name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

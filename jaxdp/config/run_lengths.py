@@ -35,7 +35,7 @@ class RunLengths:
 
     @classmethod
     def of(cls, config: Config, num_examples: int) -> RunLengths:
-        """Derives the plan for a training split of `num_examples` examples.
+        """Derives the lengths for a training split of `num_examples` examples.
 
         Raises:
           ValueError: the warmup does not end before the run, or the first boundary lies in the warmup.

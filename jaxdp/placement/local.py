@@ -197,7 +197,7 @@ class LocalPlacement:
         return staged
 
     def evaluate_step(self, task: Task) -> Callable[[PyTree, PyTree, Batch], dict[str, jax.Array]]:
-        """Builds the function that sums loss and hits over this rank's host batch, see `step.evaluate_batch`."""
+        """Builds the function that sums loss and hits over a rank's host batch, see `step.evaluate.evaluate_batch`."""
         evaluate = functools.partial(evaluate_batch, task)
         step = jax.jit(over_devices(self.mesh, evaluate, lambda sums: jax.lax.psum(sums, AXIS)))
         return lambda params, stats, batch: step(params, stats, self.place(batch))

@@ -52,7 +52,8 @@ def build(cls: Any, settings: Any, path: str, *, warn: Callable[[str], None]) ->
     if not isinstance(settings, Mapping):
         raise ValueError(f"{path} must be a group of settings, not {settings!r}")
     hints = typing.get_type_hints(cls, include_extras=True)
-    given = _with_current_names(cls, settings, path, warn)
+    given = dict(settings)
+    use_current_names(cls, given, path, warn)
     if "options" in hints:
         given["options"] = {name: given.pop(name) for name in list(given) if name not in hints}
     for name in given:
@@ -67,6 +68,34 @@ def build(cls: Any, settings: Any, path: str, *, warn: Callable[[str], None]) ->
         if _is_required(field) and given.get(field.name) is None:
             raise ValueError(f"{path}.{field.name} is missing: set it in the config")
     return cls(**{name: _typed(hints[name], value, f"{path}.{name}", warn) for name, value in given.items()})
+
+
+def use_current_names(cls: Any, settings: Any, path: str, warn: Callable[[str], None]) -> None:
+    """Renames the settings of one group, in place, that are given under a former name.
+
+    Args:
+      cls: the dataclass of the group.
+      settings: a mutable mapping, such as a dict or a ConfigDict.
+      path: name of the group in messages.
+      warn: called with a message for each renamed setting.
+
+    Raises:
+      ValueError: a setting has different values under its two names.
+    """
+    for field in dataclasses.fields(cls):
+        former = field.metadata.get(_FORMERLY)
+        if former is None or former not in settings:
+            continue
+        value = settings[former]
+        del settings[former]
+        # A config that starts from the defaults has the current name too, with the default.
+        if settings.get(field.name, field.default) not in (field.default, value):
+            raise ValueError(
+                f"{path}.{former} is the old name of {path}.{field.name}, and they differ: {value!r} and "
+                f"{settings[field.name]!r}: set {path}.{field.name} only"
+            )
+        settings[field.name] = value
+        warn(f"{path}.{former} is now called {path}.{field.name}: use the new name")
 
 
 def renamed_settings(cls: Any) -> dict[str, str]:
@@ -105,27 +134,6 @@ def _walk(cls: Any, groups: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
         yield groups, field
         if dataclasses.is_dataclass(hints[field.name]):
             yield from _walk(hints[field.name], (*groups, field.name))
-
-
-def _with_current_names(
-    cls: Any, settings: Mapping[str, Any], path: str, warn: Callable[[str], None]
-) -> dict[str, Any]:
-    """The settings of one group, with former names replaced by current ones."""
-    given = dict(settings)
-    for field in dataclasses.fields(cls):
-        former = field.metadata.get(_FORMERLY)
-        if former is None or former not in given:
-            continue
-        value = given.pop(former)
-        # A config that starts from the defaults has the current name too, with the default.
-        if given.get(field.name, field.default) not in (field.default, value):
-            raise ValueError(
-                f"{path}.{former} is the old name of {path}.{field.name}, and they differ: {value!r} and "
-                f"{given[field.name]!r}: set {path}.{field.name} only"
-            )
-        given[field.name] = value
-        warn(f"{path}.{former} is now called {path}.{field.name}: use the new name")
-    return given
 
 
 def _typed(hint: Any, value: Any, path: str, warn: Callable[[str], None]) -> Any:

@@ -64,7 +64,7 @@ class Reporter:
         self._progress.update(step, epoch=run.lengths.epoch(step), values=means, seconds_per_step=seconds_per_step)
 
     def norms(self, step: int, values: dict[str, Any]) -> None:
-        """Writes the per-array norms of a step, as returned by `step.layer_norms`."""
+        """Writes the per-array norms of a step, as returned by `step.update.layer_norms`."""
         names = named_leaves(self._run.first_state.params)
         # JSON cannot represent non-finite numbers.
         finite = {

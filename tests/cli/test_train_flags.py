@@ -33,6 +33,9 @@ def test_flags_may_come_in_any_order(words):
     [
         (["--config=nosuch.py"], r"there is no config nosuch\.py"),
         (["--config.lr=3"], r"^config\.lr is not a setting of digits: jaxdp/config/schema\.py lists all settings$"),
+        (["--config.data.mean[3]=0.2"], r"invalid command line: tuple index out of range \(see --help\)"),
+        (["--config.seed", "-1"], r"^config\.seed must be 0 or more, not -1$"),
+        (["--config.model.qqqq=3"], r"model\.qqqq is not a setting .*: flags change those options of the model that the"),
         (
             ["--config.model.with=3"],
             r"config\.model\.with is not a setting of digits: did you mean config\.model\.width\?",
@@ -125,6 +128,18 @@ def test_old_name_of_a_setting_in_a_config_file_still_works(tmp_path):
     arguments = train_flags.parse_train([f"--config={path}"])
     assert arguments.config.optimizer.decay_biases_and_norms is True
     assert len(arguments.warnings) == 1
+    for flag in ("--config.optimizer.decay_biases_and_norms=False", "--config.optimizer.vectors_too=False"):
+        assert train_flags.parse_train([f"--config={path}", flag]).config.optimizer.decay_biases_and_norms is False
+
+
+def test_locked_config_may_leave_settings_out(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from jaxdp.configs.digits import get_config as digits\n"
+        "def get_config():\n    config = digits()\n    del config['safety']\n    return config.lock()\n"
+    )
+    config = train_flags.parse_train([f"--config={path}", "--config.safety.watchdog_seconds=7"]).config
+    assert config.safety.watchdog_seconds == 7
 
 
 def test_evaluate_requires_a_workdir():

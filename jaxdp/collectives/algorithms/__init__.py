@@ -1,4 +1,10 @@
-"""The table of allreduce algorithms, each a pure function from a number of ranks to a schedule."""
+"""The table of allreduce algorithms, each a pure function from a number of ranks to a schedule.
+
+To add one, write a file with a function from a number of ranks to a `Schedule` and, unless every rank sends and
+receives the same bytes in every round, one for its `Profile`; then add a row to `ALGORITHMS`. Settings, the verifier,
+the tests and the benchmarks read the table. `auto.candidates` lists what algorithm "auto" tries; an option that no
+algorithm has yet is a field of `choice.Choice` and of `config.AllreduceConfig` too.
+"""
 
 from __future__ import annotations
 
@@ -83,10 +89,10 @@ OUTER = tuple(name for name in ALGORITHMS if name != "hierarchical")
 def _levels(num_ranks: int, inner: str, outer: str, ranks_per_node: int) -> tuple[Algorithm, Algorithm, int]:
     for level, name, known in (("inner", inner, INNER), ("outer", outer, OUTER)):
         if name not in known:
-            raise ValueError(f"allreduce.{level} must be one of {', '.join(known)}, not {name!r}")
+            raise ValueError(f"config.allreduce.{level} must be one of {', '.join(known)}, not {name!r}")
     if ranks_per_node < 1 or num_ranks % ranks_per_node:
         raise ValueError(
             f"a hierarchical allreduce needs the same number of ranks on every node: {num_ranks} ranks cannot be "
-            f"divided into nodes of {ranks_per_node}: set allreduce.ranks_per_node to a divisor of {num_ranks}"
+            f"divided into nodes of {ranks_per_node}: set config.allreduce.ranks_per_node to a divisor of {num_ranks}"
         )
     return ALGORITHMS[inner], ALGORITHMS[outer], num_ranks // ranks_per_node
