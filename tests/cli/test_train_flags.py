@@ -35,7 +35,10 @@ def test_flags_may_come_in_any_order(words):
         (["--config.lr=3"], r"^config\.lr is not a setting of digits: jaxdp/config/schema\.py lists all settings$"),
         (["--config.data.mean[3]=0.2"], r"invalid command line: tuple index out of range \(see --help\)"),
         (["--config.seed", "-1"], r"^config\.seed must be 0 or more, not -1$"),
-        (["--config.model.qqqq=3"], r"model\.qqqq is not a setting .*: flags change those options of the model that the"),
+        (
+            ["--config.model.qqqq=3"],
+            r"model\.qqqq is not a setting .*: flags change those options of the model that the",
+        ),
         (
             ["--config.model.with=3"],
             r"config\.model\.with is not a setting of digits: did you mean config\.model\.width\?",

@@ -203,7 +203,8 @@ def test_hierarchical_spreads_internode_traffic_evenly_over_ranks(num_nodes, ran
 
 def test_uneven_nodes_and_unknown_levels_are_refused():
     with pytest.raises(
-        ValueError, match=r"6 ranks cannot be divided into nodes of 4: set config\.allreduce\.ranks_per_node to a divisor"
+        ValueError,
+        match=r"6 ranks cannot be divided into nodes of 4: set config\.allreduce\.ranks_per_node to a divisor",
     ):
         hierarchical(6, inner="ring", outer="ring", ranks_per_node=4)
     with pytest.raises(ValueError, match=r"allreduce\.inner must be one of ring, direct, .*, not 'multicolor'"):
