@@ -1,9 +1,9 @@
 """Runs tests/mpi under mpirun, where every rank runs every test."""
 
 import pytest
-from jobs import BOTH_MPIS, NEWEST_JAX
+from jobs import BOTH_MPIS
 
-WORLDS = [pytest.param(2, marks=(BOTH_MPIS, NEWEST_JAX)), 3, 4]
+WORLDS = [pytest.param(2, marks=BOTH_MPIS), 3, 4]
 
 
 @pytest.mark.parametrize("ranks", WORLDS)

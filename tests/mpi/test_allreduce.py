@@ -23,6 +23,15 @@ def run(world, schedule, values, **options):
 
 
 def schedules(size):
+    """Returns the schedules of all algorithms and options, each once: in small worlds many are the same."""
+    distinct = {}
+    for schedule in _all_schedules(size):
+        columns = (schedule.round_starts, schedule.src, schedule.dst, schedule.chunk, schedule.reduce)
+        distinct.setdefault((schedule.num_chunks, *(column.tobytes() for column in columns)), schedule)
+    return list(distinct.values())
+
+
+def _all_schedules(size):
     for name, algorithm in ALGORITHMS.items():
         several = {
             "multicolor": [{"colors": k, "arity": a} for k in range(1, size + 1) for a in {1, 2, k}],
@@ -67,8 +76,8 @@ def test_mpi4py_executor_matches_the_oracle(world, num_elements):
 @pytest.mark.parametrize("wire", [jnp.bfloat16, jnp.float16])
 def test_16_bit_wire_matches_the_oracle_on_all_ranks(world, wire):
     values = payloads(world.size, 1_003, np.float32)
-    # The two wires differ only in type, so float16 runs every fourth schedule only.
-    for schedule in list(schedules(world.size))[:: 1 if wire == jnp.bfloat16 else 4]:
+    # The two wires differ only in type, so float16 runs every other schedule only.
+    for schedule in schedules(world.size)[:: 1 if wire == jnp.bfloat16 else 2]:
         expected = run_numpy.allreduce(schedule, values, on_wire=lambda x: x.astype(wire).astype(x.dtype))
         assert all(replica.tobytes() == expected[0].tobytes() for replica in expected)
         np.testing.assert_array_equal(run(world, schedule, values, num_segments=2, wire=wire), expected[world.rank])
