@@ -84,10 +84,17 @@ def test_job_with_two_mpi_libraries_ends_with_one_message(jobs, tmp_path):
 
 @pytest.mark.usefixtures("mpi4jax_of_another_mpi")
 def test_doctor_reports_an_engine_with_another_mpi_library(jobs, tmp_path):
-    ended = jobs.run(0, "-m", "jaxdp.doctor", f"--workdir={tmp_path / 'runs'}")
+    ended = jobs.run(2, "-m", "jaxdp.doctor", f"--workdir={tmp_path / 'runs'}")
     assert ended.code == 2
     (to_do,) = [line for line in ended.out.splitlines() if line.startswith("  - ")]
     assert MISTAKE in to_do
+
+
+@pytest.mark.usefixtures("mpi4jax_of_another_mpi")
+def test_doctor_only_warns_a_single_process_of_another_mpi_library(jobs, tmp_path):
+    ended = jobs.run(0, "-m", "jaxdp.doctor", f"--workdir={tmp_path / 'runs'}")
+    (warning,) = [line for line in ended.out.splitlines() if MISTAKE in line]
+    assert (ended.code, warning.split()[0]) == (0, "warning")
 
 
 CHECK = """
