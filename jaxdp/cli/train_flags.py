@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -184,7 +183,8 @@ def _run_on_rank(
 def _with_flags(name: str, words: Sequence[str], warn: Callable[[str], None]) -> Config:
     """The config of this name with the settings of the command line, which ml_collections reads."""
     config = read_config(name, warn=warn)
-    words = [_checked(_with_current_name(word, warn), config, name) for word in words]
+    known = list(flattened(config.to_dict()))
+    words = [_checked(_with_current_name(word, warn), known, name) for word in words]
     argv, values = ["train", *words], flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -196,13 +196,12 @@ def _with_flags(name: str, words: Sequence[str], warn: Callable[[str], None]) ->
     return Config.from_dict(values.config.to_dict(), warn=warn)
 
 
-def _checked(word: str, config: ml_collections.ConfigDict, name: str) -> str:
+def _checked(word: str, known: Sequence[str], name: str) -> str:
     """A word of the command line that may be a setting. Raises ValueError if it is an option that does not exist."""
     found = re.match(r"--(?:no)?config\.([\w.]+)", word)
     # A negative number is the value of the option before it.
     if found is None and re.match(r"-(?![\d.])", word):
         raise ValueError(f"invalid command line: unrecognized arguments: {word} (see --help)")
-    known = list(flattened(config.to_dict()))
     if found is not None and found[1] not in known:
         near = difflib.get_close_matches(found[1], known, 1, cutoff=0.75)
         if near:

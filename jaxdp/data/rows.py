@@ -56,7 +56,7 @@ def aligned(count: int, shape: tuple[int, ...]) -> np.ndarray:
 class Buffers:
     """Recycles arrays of one shape from `aligned`: reuses the memory of arrays that are no longer referenced.
 
-    Fresh memory causes page faults; for a large batch they cost as much time as filling it.
+    Fresh memory causes page faults, which for a large batch take as long as filling it.
 
     Args:
       count: number of rows.
